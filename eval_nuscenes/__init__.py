@@ -1,0 +1,1 @@
+"""The synthetic world, data readers, planning metrics, comparison and reports."""

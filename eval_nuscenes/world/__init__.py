@@ -1,0 +1,1 @@
+"""Geometry and traffic made from a seed: roads, actors, an expert driver, six rendered cameras."""

@@ -1,0 +1,1 @@
+"""ROS 2 side: the only package that knows rclpy messages."""

@@ -1,0 +1,45 @@
+"""The front door: `vla-autoprune COMMAND`. One module per command; heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from vla_autoprune import __version__
+from vla_autoprune.errors import VlaError
+
+app = typer.Typer(
+    name="vla-autoprune",
+    help="Prune visual tokens inside a driving VLA's decoder, export it in static stages, run it, score it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vla-autoprune {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; an error made on purpose becomes one line on stderr and exit code 2, Ctrl-C becomes 130."""
+    try:
+        app()
+    except VlaError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; nothing half-written is left behind", style="yellow")
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""What a stage needs from a transformers model, and the shipped small VLA with its training."""

@@ -1,0 +1,1 @@
+"""AutoPrune's mathematics: information, slope, retention curve, budget, schedule, buckets, selection."""

@@ -1,0 +1,1 @@
+"""Frame to plan without torch: preprocess, vision, stages, decode, trajectory."""
