@@ -1,0 +1,45 @@
+# make demo   plans on a synthetic multi-camera world and reports what pruning costs and saves
+# make test   runs the tests
+# make lint   ruff, mypy and the import rules
+# Both set up .venv on first use. Variables: PYTHON, VENV, TORCH (a torch requirement or wheel), OUT, JOBS.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+OUT ?= out/demo
+JOBS ?= 2
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-quick lint setup clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -4
+
+setup: $(READY)
+
+# torch first: with one present, nothing below asks for another build of it.
+$(READY): setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[export,eval,dev]"
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/vla-autoprune demo --out $(OUT)
+
+test: $(READY)
+	$(BIN)/python -m pytest -n $(JOBS) tests
+
+test-quick: $(READY)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" tests
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

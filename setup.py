@@ -1,0 +1,59 @@
+"""One description for pip and for colcon's ament_python, which reads setup.py alone."""
+
+from glob import glob
+
+from setuptools import find_packages, setup
+
+NAME = "vla_autoprune"
+
+setup(
+    name=NAME,
+    version="0.1.0",
+    description="AutoPrune's adaptive visual-token pruning for driving VLAs, in static-shaped stages",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    author="The vla_autoprune authors",
+    maintainer="The vla_autoprune authors",
+    maintainer_email="maintainers@vla-autoprune.dev",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=[f"{p}{s}" for p in (NAME, "engines", "eval_nuscenes", "ros_nodes") for s in ("", ".*")]),
+    package_data={NAME: ["py.typed", "models/shipped/*"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+        (f"share/{NAME}/launch", glob("launch/*.launch.py")),
+        (f"share/{NAME}/config", glob("config/*")),
+    ],
+    entry_points={"console_scripts": ["vla-autoprune = vla_autoprune.cli:main"]},
+    zip_safe=False,
+    install_requires=[
+        "numpy>=1.23",
+        "opencv-python-headless>=4.8",
+        "onnxruntime>=1.20",
+        "tokenizers>=0.20",
+        "pydantic>=2.5",
+        "typer>=0.12",
+        "rich>=13",
+    ],
+    extras_require={
+        "export": [
+            "torch>=2.9",
+            "transformers>=5.17",
+            "safetensors>=0.5",
+            "onnx>=1.19",
+            "onnxscript>=0.5.6",
+            "matplotlib>=3.6",
+        ],
+        "eval": ["nuscenes-devkit>=1.2", "matplotlib>=3.6", "shapely>=2.0.3", "jinja2>=3.1"],
+        "dev": [
+            "ruff>=0.12",
+            "mypy>=1.15",
+            "import-linter>=2.3",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+        ],
+    },
+)
