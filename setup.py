@@ -14,7 +14,7 @@ setup(
     long_description_content_type="text/markdown",
     author="The vla_autoprune authors",
     maintainer="The vla_autoprune authors",
-    maintainer_email="maintainers@vla-autoprune.dev",
+    maintainer_email="vla-autoprune@example.org",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=[f"{p}{s}" for p in (NAME, "engines", "eval_nuscenes", "ros_nodes") for s in ("", ".*")]),
