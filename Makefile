@@ -24,7 +24,7 @@ $(READY): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[export,eval,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[export,eval,dev,ros-test]"
 	@touch $@
 
 demo: $(READY)

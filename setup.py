@@ -46,6 +46,10 @@ setup(
             "matplotlib>=3.6",
         ],
         "eval": ["nuscenes-devkit>=1.2", "matplotlib>=3.6", "shapely>=2.0.3", "jinja2>=3.1"],
+        "ros-test": [
+            f"ros-kilted-{name}; sys_platform == 'linux' and platform_machine == 'x86_64'"
+            for name in ("rclpy", "rmw-fastrtps-cpp", "nav-msgs", "geometry-msgs")
+        ],
         "dev": [
             "ruff>=0.12",
             "mypy>=1.15",
