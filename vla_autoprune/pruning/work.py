@@ -1,0 +1,70 @@
+"""What a schedule costs: floating-point operations of the prefill, the paper's own counter, KV cache size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class DecoderShape(Protocol):
+    """The sizes of a decoder that its cost depends on."""
+
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def ffn(self) -> int: ...
+
+
+def prefill_flops(decoder: DecoderShape, rows_into_layers: Sequence[int]) -> int:
+    """Floating-point operations of the decoder layers for one prompt, a multiply and an add counted as two.
+
+    Attention is causal (row i sees i + 1 keys) and keys and values are counted once per KV head. Norms, rotary
+    embedding, scoring, vision tower and head are left out.
+
+    Args:
+        decoder: sizes of the decoder.
+        rows_into_layers: [L] rows, text and visual, that enter each layer.
+
+    Returns:
+        FLOPs.
+    """
+    query_width = decoder.heads * decoder.head_dim
+    kv_width = decoder.kv_heads * decoder.head_dim
+    per_row = 4 * decoder.hidden * (query_width + kv_width) + 6 * decoder.hidden * decoder.ffn
+    return sum(rows * per_row + 2 * query_width * rows * (rows + 1) for rows in rows_into_layers)
+
+
+def published_macs(decoder: DecoderShape, rows_into_layers: Sequence[int]) -> int:
+    """The paper's own counter: multiply-accumulates with full attention and as many KV heads as query heads.
+
+    Args:
+        decoder: sizes of the decoder.
+        rows_into_layers: [L] rows, text and visual, that enter each layer.
+
+    Returns:
+        Multiply-accumulates: the sum over layers of 4 n d^2 + 2 n^2 d + 3 n d m.
+
+    Source: arXiv 2509.23931 and its published code.
+    """
+    hidden, ffn = decoder.hidden, decoder.ffn
+    return sum(4 * n * hidden**2 + 2 * n**2 * hidden + 3 * n * hidden * ffn for n in rows_into_layers)
+
+
+def kv_mib(decoder: DecoderShape, tokens_per_layer: Sequence[int], bytes_per_number: int = 4) -> float:
+    """Size of the KV caches.
+
+    Args:
+        decoder: sizes of the decoder.
+        tokens_per_layer: [L] tokens each layer's cache holds.
+        bytes_per_number: 4 for float32.
+
+    Returns:
+        MiB of keys and values.
+    """
+    return sum(tokens_per_layer) * 2 * decoder.kv_heads * decoder.head_dim * bytes_per_number / 2**20
