@@ -1,0 +1,123 @@
+"""Open-loop metrics against numbers that the original code gave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval_nuscenes.metrics import PROTOCOLS, OpenLoopTruth, Score, TrackedBox
+from vla_autoprune.errors import InputError
+
+CATEGORIES = {
+    "car": "vehicle.car",
+    "truck": "vehicle.truck",
+    "construction_vehicle": "vehicle.construction",
+    "bus": "vehicle.bus.rigid",
+    "trailer": "vehicle.trailer",
+    "motorcycle": "vehicle.motorcycle",
+    "bicycle": "vehicle.bicycle",
+    "pedestrian": "human.pedestrian.adult",
+    "barrier": "movable_object.barrier",
+    "traffic_cone": "movable_object.trafficcone",
+}
+L2_TOLERANCE_M = 1e-4
+Case = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def cases(golden_dir: Path) -> list[Case]:
+    return json.loads((golden_dir / "nuscenes" / "openloop_cases.json").read_text())["cases"]
+
+
+def truth_of(case: Case) -> OpenLoopTruth:
+    return OpenLoopTruth(
+        waypoints=np.array(case["gt"], dtype=np.float32),
+        exists=tuple(case["frame_exists"]),
+        boxes=tuple(
+            tuple(TrackedBox(*box[:5], category=CATEGORIES[box[5]], track=str(box[6])) for box in boxes)
+            for boxes in case["agents"]
+        ),
+    )
+
+
+def reported(score: Score, protocol: str) -> dict[str, Any]:
+    """The score under the names the original code uses."""
+    if protocol in ("uniad", "stp3"):
+        values: dict[str, Any] = {"L2": score.distance_m, "box_col": score.hits}
+        for seconds, l2, collision in zip((1, 2, 3), score.l2_m, score.collision, strict=True):
+            if protocol == "stp3":
+                values |= {f"L2_avg_{seconds}s": l2, f"box_col_avg_{seconds}s": collision}
+    else:
+        values = {"fut_valid_flag": score.counted}
+        for seconds, l2, collision in zip((1, 2, 3), score.l2_m, score.collision, strict=True):
+            values |= {f"plan_L2_{seconds}s": l2, f"plan_obj_box_col_{seconds}s": collision}
+    if score.counted:
+        values |= {"gt_box_hit": score.truth_hits, "pred_box_hit_raw": score.raw_hits}
+    return values
+
+
+@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+def test_every_case_matches_the_original_code(cases: list[Case], protocol: str) -> None:
+    wrong = []
+    for case in cases:
+        expected = case["expected"][protocol]
+        score = PROTOCOLS[protocol].scorer(truth_of(case))(case["pred"])
+        if expected is None:
+            assert not score.counted, case["id"]
+            continue
+        for field, value in reported(score, protocol).items():
+            if f"{protocol}.{field}" in case["sensitive"]:
+                continue
+            tolerance = L2_TOLERANCE_M if "L2" in field else 1e-6
+            if not np.allclose(value, expected[field], atol=tolerance, rtol=0):
+                wrong.append(f"{case['id']} {field}: {value} instead of {expected[field]}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_golden_cases_collide_at_all(cases: list[Case]) -> None:
+    hits = [any(PROTOCOLS["uniad"].scorer(truth_of(case))(case["pred"]).hits) for case in cases]
+    assert 10 < sum(hits) < len(hits)
+
+
+def test_scoring_twice_gives_the_same_and_leaves_the_plan_alone(cases: list[Case]) -> None:
+    case = next(case for case in cases if case["id"].startswith("c20"))
+    plan = np.array(case["pred"], dtype=np.float32)
+    before = plan.copy()
+    for protocol in PROTOCOLS.values():
+        score = protocol.scorer(truth_of(case))
+        assert score(plan) == score(plan)
+    np.testing.assert_array_equal(plan, before)
+
+
+def test_published_filters_of_the_data_side_apply() -> None:
+    straight = np.stack([np.zeros(6), np.arange(1, 7) * 2.0], axis=1).astype(np.float32)
+    swerve = straight + np.float32([6.0, 0.0])
+    parked = TrackedBox(6.0, 8.5, 4.5, 1.9, np.pi / 2, "vehicle.car", "a")
+    hidden = TrackedBox(6.0, 8.5, 4.5, 1.9, np.pi / 2, "vehicle.car", "a", lidar_points=0, seen=False)
+
+    def collides(box: TrackedBox, protocol: str, past: int = 2) -> bool:
+        truth = OpenLoopTruth(straight, (True,) * 7, ((box,),) * 7, past_keyframes=past)
+        return any(PROTOCOLS[protocol].scorer(truth)(swerve).hits)
+
+    assert all(collides(parked, protocol) for protocol in PROTOCOLS)
+    assert collides(hidden, "uniad")
+    assert not collides(hidden, "vad")
+    assert not collides(hidden, "stp3")
+    assert not collides(parked, "stp3", past=1)
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (np.zeros((5, 2)), r"\[6, 2\] waypoints at 0.5 … 3.0 s, not \[5, 2\]"),
+        (np.full((6, 2), np.nan), r"waypoint 0 of the plan is \[nan, nan\]"),
+    ],
+)
+def test_a_bad_plan_is_refused(plan: np.ndarray, message: str) -> None:
+    truth = OpenLoopTruth(np.zeros((6, 2), np.float32), (True,) * 7, ((),) * 7)
+    with pytest.raises(InputError, match=message):
+        PROTOCOLS["uniad"].scorer(truth)(plan)
