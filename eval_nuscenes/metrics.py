@@ -1,10 +1,10 @@
-"""Open-loop planning metrics on nuScenes, by the name of their protocol and as their original code computes them.
+"""Open-loop planning metrics on nuScenes, by the name of their protocol, as the original code computes them.
 
-Everything here lives in the 2-D LiDAR frame at t0: x right, y forward, metres, yaw counter-clockwise from +x, so a
-car that drives straight ahead has yaw pi/2. Waypoints are where the LiDAR is 0.5, 1.0, … 3.0 s later.
+Everything here lives in the 2-D LiDAR frame at t0: x right, y forward, metres, yaw counter-clockwise from +x,
+so a car that drives straight ahead has yaw pi/2. Waypoints are where the LiDAR is 0.5, 1.0, … 3.0 s later.
 
-The quirks of each protocol are kept on purpose, since a published number means what its code computed, and they
-are listed in `OpenLoopProtocol.quirks`.
+The quirks of each protocol are kept on purpose, since a published number means what its code computed, and
+`OpenLoopProtocol.quirks` lists them.
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ class OpenLoopProtocol:
             truth: the sample's future.
 
         Returns:
-            A function from [6, 2] waypoints in the LiDAR frame at t0 to their score. It leaves its argument as it
-            is, unlike several of the originals, and raises InputError for another shape or non-finite values.
+            A function from [6, 2] waypoints in the LiDAR frame at t0 to their score. It leaves its argument
+            as it is, unlike several originals, and raises InputError for another shape or values not finite.
         """
         counted = self.counts(truth)
         exists = np.asarray(truth.exists[1:], dtype=bool)
@@ -206,7 +206,7 @@ def _never_collides(waypoints: Waypoints) -> Hits:
     return np.zeros(len(waypoints), dtype=bool)
 
 
-# The ego footprint at the origin: 4.084 m x 1.85 m, its centre 0.5 m ahead of the LiDAR, as scikit-image fills it.
+# The ego's cells at the origin: 4.084 m x 1.85 m, centred 0.5 m ahead of the LiDAR, as skimage fills them.
 _EGO_ROWS, _EGO_COLUMNS = (
     index.ravel() for index in np.meshgrid(np.arange(97, 105), np.arange(98, 102), indexing="ij")
 )
@@ -240,13 +240,13 @@ def _occupancy(steps: Iterable[Sequence[TrackedBox]], to_columns_and_rows: Point
     for boxes in steps:
         grid = np.zeros((GRID, GRID), dtype=np.uint8)
         for polygon in np.round(to_columns_and_rows(_box_corners(boxes)) / CELL_M).astype(np.int32):
-            cv2.fillPoly(grid, [polygon], 1)
+            cv2.fillPoly(grid, [polygon], (1,))
         maps.append(grid)
     return np.stack(maps)
 
 
 def _touches(maps: Maps, rows: Waypoints, columns: Waypoints) -> Hits:
-    """[steps] whether any of the ego's cells, [steps, cells] and truncated, is taken; outside cells clip to the border."""
+    """[steps] whether any of the ego's [steps, cells] is taken; cells truncate, and clip to the border."""
     row = np.clip(rows.astype(np.int32), 0, GRID - 1)
     column = np.clip(columns.astype(np.int32), 0, GRID - 1)
     return maps[np.arange(len(maps))[:, None], row, column].any(axis=1)
@@ -322,12 +322,12 @@ PROTOCOLS: dict[str, OpenLoopProtocol] = {
             name="uniad",
             reporting="at",
             summary="UniAD: distance and collision of the single step at 1, 2 and 3 s; vehicles only.",
-            counter="divides by all samples, also those whose scene ends within 3 s; their missing steps add zero",
+            counter="divides by all samples; steps past the end of a scene add zero and still count",
             quirks=(
                 "the ego box never turns with the trajectory",
                 "road users are drawn 0.25 m to the right and ahead of where the ego box is tested",
-                "steps where the true ego box already touches a vehicle, or that lie past the end of the scene, "
-                "cannot collide but stay in the denominator",
+                "steps where the true ego box touches a vehicle, or past the scene's end, cannot collide "
+                "but stay in the denominator",
                 "waypoints farther than 50 m are tested on the border of the grid",
             ),
             counts=lambda truth: True,
@@ -339,8 +339,8 @@ PROTOCOLS: dict[str, OpenLoopProtocol] = {
             summary="ST-P3: mean over the steps up to 1, 2 and 3 s; vehicles and people.",
             counter="divides by the samples with two keyframes before and six after them in their scene",
             quirks=(
-                "road users are drawn from the rear axle while the trajectory starts at the LiDAR: they sit about "
-                "a metre too far ahead",
+                "road users are drawn from the rear axle while the trajectory starts at the LiDAR: they sit "
+                "about a metre too far ahead",
                 "only road users already seen by t0 count",
                 "the ego box never turns with the trajectory",
             ),
@@ -353,8 +353,8 @@ PROTOCOLS: dict[str, OpenLoopProtocol] = {
             summary="VAD: mean over the steps up to 1, 2 and 3 s; vehicles and people near the ego at t0.",
             counter="divides by the samples with six keyframes after them in their scene",
             quirks=(
-                "only road users within 15 m to the side and 30 m ahead or behind at t0, hit by LiDAR, count; "
-                "whoever appears later does not",
+                "only road users seen by LiDAR at t0 within 15 m to the side and 30 m ahead or behind count, "
+                "not those who appear later",
                 "a road user whose track has a gap vanishes from there on",
                 "the ego box never turns with the trajectory",
             ),
