@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Literal
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vla_autoprune.errors import RecipeError
+from vla_autoprune.pruning import work
+from vla_autoprune.pruning.calibration import SlopeMapping
+from vla_autoprune.pruning.merging import merge_counts
+from vla_autoprune.pruning.schedule import (
+    ReferenceSchedule,
+    calibrated_curve,
+    default_pruning_points,
+    reachable_budget,
+    reference_schedule,
+    solve_stage_counts,
+    split_recovered,
+    stage_lengths,
+    stages_from_layers,
+)
 
 CONTRACT_VERSION = 1
 """Raised whenever a field changes its meaning; readers refuse other versions."""
 
 FULL = "full"
 """Name of the bucket that prunes nothing."""
+
+DEFAULT_SLOPES = (0.0, 0.2, 0.4)
+"""The published slopes lie in 0..k0 = 0.4."""
+
+REFERENCE_HEADS = 32
+"""The head count the published k0 and gamma were chosen for; the reference sums over heads."""
+
+BUDGET_TOLERANCE_TOKENS = 1.0
+"""A calibrated bucket meets its budget within this many visual tokens per layer."""
+
+Phase = Literal["prefill", "decode"]
 
 Count = Annotated[int, Field(ge=0)]
 Form = Literal["reference", "calibrated"]
@@ -139,6 +170,7 @@ class ModelShape(_Record):
         id: name of the model, for people.
         weights_sha256: hash of its weights; a bundle of other weights refuses the recipe.
         ffn: width of the gated feed-forward.
+        head_dim: width of one head; hidden / heads where it is not given.
     """
 
     id: str
@@ -149,6 +181,19 @@ class ModelShape(_Record):
     kv_heads: int = Field(ge=1)
     ffn: int = Field(ge=1)
     head_dim: int = Field(ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_head_dim(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "head_dim" not in values and values.get("heads"):
+            return {**values, "head_dim": values.get("hidden", 0) // values["heads"]}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelShape:
+        if self.heads % self.kv_heads:
+            raise RecipeError(f"model {self.id}: {self.heads} heads cannot share {self.kv_heads} KV heads evenly")
+        return self
 
 
 class Scorer(_Record):
@@ -197,3 +242,541 @@ class PruningRecipe(_Record):
     budgets: tuple[float, ...]
     buckets: tuple[Bucket, ...]
     decode_length: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> PruningRecipe:
+        if self.contract_version != CONTRACT_VERSION:
+            raise RecipeError(
+                f"recipe has contract version {self.contract_version}, this library reads {CONTRACT_VERSION}; build it anew"
+            )
+        try:
+            stage_lengths(self.model.layers, self.pruning_points)
+        except ValueError as error:
+            raise RecipeError(f"recipe: {error}") from error
+        _check_floors(self.layout, self.camera_floors)
+        if any(later >= earlier for earlier, later in zip((1.0, *self.budgets), (*self.budgets, 0.0), strict=True)):
+            raise RecipeError(f"recipe budgets {list(self.budgets)} must fall strictly within 0..1, both excluded")
+        names = [bucket.name for bucket in self.buckets]
+        if not names or names[0] != FULL or len(set(names)) != len(names):
+            raise RecipeError(f"recipe buckets are named {names}; the first must be {FULL!r}, each name used once")
+        for bucket in self.buckets:
+            _check_bucket(self, bucket)
+        for budget in self.budgets:
+            _check_intervals(self, budget)
+        return self
+
+    @property
+    def stages(self) -> tuple[range, ...]:
+        """[points + 1] decoder layers of each stage."""
+        edges = (0, *(point + 1 for point in self.pruning_points), self.model.layers)
+        return tuple(range(start, end) for start, end in zip(edges, edges[1:], strict=False))
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything the recipe says, independent of how its file is laid out."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def bucket(self, name: str) -> Bucket:
+        """The bucket of that name.
+
+        Raises:
+            RecipeError: there is none; the message lists the names.
+        """
+        for bucket in self.buckets:
+            if bucket.name == name:
+                return bucket
+        raise RecipeError(f"recipe has no bucket {name!r}; it has {', '.join(known.name for known in self.buckets)}")
+
+    def buckets_of(self, budget: float) -> tuple[Bucket, ...]:
+        """The buckets of one budget, by rising slope.
+
+        Raises:
+            RecipeError: the recipe has no such budget; the message lists them.
+        """
+        found = tuple(b for b in self.buckets if b.name != FULL and math.isclose(b.budget, budget, rel_tol=1e-6))
+        if not found:
+            offered = ", ".join(f"{known:g}" for known in self.budgets)
+            raise RecipeError(
+                f"recipe has no budget {budget:g}; it offers {offered} (or no budget: nothing is pruned). "
+                "Other budgets need a recipe made with them: vla-autoprune calibrate --budgets"
+            )
+        return tuple(sorted(found, key=lambda bucket: bucket.slope))
+
+    def require_model(self, weights_sha256: str, where: str) -> None:
+        """Refuse weights the recipe was not made for.
+
+        Args:
+            weights_sha256: hash of the weights at hand.
+            where: names them in the message.
+
+        Raises:
+            RecipeError: the hashes differ.
+        """
+        if weights_sha256 != self.model.weights_sha256:
+            raise RecipeError(
+                f"recipe is for model {self.model.id} with weights {self.model.weights_sha256[:12]}…, {where} has "
+                f"{weights_sha256[:12]}…; make a recipe for it with vla-autoprune calibrate"
+            )
+
+
+def build_recipe(
+    model: ModelShape,
+    layout: PromptLayout,
+    *,
+    decode_length: int,
+    budgets: Sequence[float] = (0.6, 0.4, 0.25),
+    slopes: Sequence[float] = DEFAULT_SLOPES,
+    mappings: Mapping[float, SlopeMapping] | None = None,
+    form: Form = "calibrated",
+    pruning_points: Sequence[int] | None = None,
+    hyperparameters: Hyperparameters | None = None,
+    scorer: Scorer | None = None,
+    recovery: bool | None = None,
+    positions: Literal["original", "compact"] | None = None,
+    camera_floors: Mapping[str, int] | None = None,
+) -> PruningRecipe:
+    """Solve every budget for every slope and put the result into a recipe.
+
+    Args:
+        model: the decoder.
+        layout: the prompt.
+        decode_length: tokens generated after the prompt.
+        budgets: mean visual tokens over V; into the layers (calibrated) or after them (reference).
+        slopes: k of the buckets of each budget; one is a fixed schedule.
+        mappings: fitted mapping per budget, whose slopes replace `slopes`; a budget without one takes the published
+            mapping from complexity to slope, which was not made for this model.
+        form: arithmetic of counts, information and scores.
+        pruning_points: layers after which tokens are dropped; None takes `default_pruning_points`, and every layer
+            but the last in the reference form.
+        hyperparameters: None takes the published ones.
+        scorer: None takes the mean, with the encoder's attention at the first point in the reference form only.
+        recovery: merge part of the dropped tokens; None does so in the reference form only.
+        positions: None keeps the prompt positions, and renumbers in the reference form.
+        camera_floors: visual tokens per camera that every point keeps at least.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RecipeError: a budget is out of reach, points or floors do not fit, or two budgets get one name; the message
+            gives the value and the allowed range.
+    """
+    reference = form == "reference"
+    constants = hyperparameters or Hyperparameters()
+    floors = dict(camera_floors or {})
+    _check_floors(layout, floors)
+    if pruning_points is None:
+        points = tuple(range(model.layers - 1)) if reference else default_pruning_points(model.layers)
+    else:
+        points = tuple(pruning_points)
+    merge = reference if recovery is None else recovery
+    if reference and (not merge or floors or points[:1] != (0,)):
+        raise RecipeError(
+            f"the reference form has recovery {merge}, camera floors {floors}, first pruning point {list(points[:1])}; "
+            "the published arithmetic merges, knows no floors and caps after layer 0: change these or take 'calibrated'"
+        )
+    fitted = {_key(budget): mapping for budget, mapping in (mappings or {}).items()}
+    unknown = sorted(set(fitted) - {_key(budget) for budget in budgets})
+    if unknown:
+        raise RecipeError(f"mappings are given for budgets {unknown}, the recipe has {list(budgets)}")
+    buckets = [_full_bucket(model, layout, len(points), decode_length)]
+    for budget in sorted(budgets, reverse=True):
+        mapping = fitted.get(_key(budget)) or _published_mapping(slopes, constants, form)
+        for index, slope in enumerate(sorted(mapping.slopes)):
+            place = mapping.slopes.index(slope)
+            kept, merged = _counts(model, layout, points, budget, slope, form, constants, merge, floors)
+            buckets.append(
+                _bucket(
+                    model,
+                    layout,
+                    points,
+                    name=f"b{_percent(budget)}_s{index}",
+                    budget=budget,
+                    slope=slope,
+                    complexity=(
+                        mapping.edges[place - 1] if place else None,
+                        mapping.edges[place] if place < len(mapping.edges) else None,
+                    ),
+                    default=slope == mapping.fixed_slope,
+                    kept=kept,
+                    merged=merged,
+                    decode_length=decode_length,
+                )
+            )
+    return PruningRecipe(
+        model=model,
+        layout=layout,
+        form=form,
+        hyperparameters=constants,
+        pruning_points=points,
+        scorer=scorer or Scorer(encoder_weight=1.0 if reference else 0.0),
+        recovery=merge,
+        positions=positions or ("compact" if reference else "original"),
+        camera_floors=floors,
+        budgets=tuple(sorted(budgets, reverse=True)),
+        buckets=tuple(buckets),
+        decode_length=decode_length,
+    )
+
+
+def bucket_for(recipe: PruningRecipe, budget: float | None, complexity: float | None = None) -> Bucket:
+    """The bucket a frame takes.
+
+    Args:
+        recipe: the recipe.
+        budget: one of the recipe's budgets; None prunes nothing.
+        complexity: information of stage 0 in bits; None takes the budget's default bucket.
+
+    Returns:
+        The bucket.
+
+    Raises:
+        RecipeError: the recipe has no such budget.
+        ValueError: the complexity is not finite.
+    """
+    if budget is None:
+        return recipe.bucket(FULL)
+    buckets = recipe.buckets_of(budget)
+    if complexity is None:
+        return next(bucket for bucket in buckets if bucket.default)
+    if not math.isfinite(complexity):
+        raise ValueError(f"complexity is {complexity}; stage 0 must give a finite number of bits")
+    return next(bucket for bucket in buckets if _within(complexity, bucket.complexity))
+
+
+def symbols(recipe: PruningRecipe, bucket: Bucket, phase: Phase) -> dict[str, dict[str, int]]:
+    """A value for every symbolic dimension of every graph.
+
+    Stages (`stage_00` …): `n` rows, `t` text rows that score, `v` visual rows, `s` KV slots handed in. Prefill gives
+    them one dummy slot; decoding has one row, dummy index sets of one, and the whole cache.
+    Selections (`select_00` …, prefill only): `n`, `v` as of the stage before, `x` rows that are not visual, `t` those
+    of them that score, `k` kept; with recovery also `r` slots that are merged and `g` groups.
+
+    Args:
+        recipe: the recipe.
+        bucket: one of its buckets.
+        phase: "prefill" or "decode".
+
+    Returns:
+        Graph name to symbol to value.
+    """
+    text = recipe.layout.text_tokens
+    scoring = len(recipe.layout.suffix_rows)
+    result: dict[str, dict[str, int]] = {}
+    for index, layers in enumerate(recipe.stages):
+        visual = bucket.visual_tokens_into_layers[layers.start]
+        if phase == "decode":
+            slots = bucket.kv_tokens_per_layer[layers.start]
+            result[f"stage_{index:02d}"] = {"n": 1, "t": 1, "v": 1, "s": slots}
+            continue
+        result[f"stage_{index:02d}"] = {"n": text + visual, "t": scoring, "v": visual, "s": 1}
+        if index < len(recipe.pruning_points):
+            select = {"n": text + visual, "v": visual, "x": text, "t": scoring, "k": bucket.kept[index]}
+            if recipe.recovery:
+                select |= {"r": merge_counts(visual - bucket.kept[index])[0], "g": bucket.merged[index]}
+            result[f"select_{index:02d}"] = select
+    return result
+
+
+def rows_into_layers(recipe: PruningRecipe, bucket: Bucket) -> tuple[int, ...]:
+    """[L] rows, text and visual, that enter each decoder layer in the prefill."""
+    return tuple(recipe.layout.text_tokens + visual for visual in bucket.visual_tokens_into_layers)
+
+
+def published_work_fraction(recipe: PruningRecipe, bucket: Bucket) -> float:
+    """Work of a bucket over the unpruned one's by the paper's own counter."""
+    full = work.published_macs(recipe.model, rows_into_layers(recipe, recipe.bucket(FULL)))
+    return work.published_macs(recipe.model, rows_into_layers(recipe, bucket)) / full
+
+
+def coarsening_error(recipe: PruningRecipe, bucket: Bucket) -> float:
+    """How far the stages are from pruning after every layer.
+
+    Args:
+        recipe: the recipe.
+        bucket: one of its buckets.
+
+    Returns:
+        Mean over the layers of |visual tokens into the layer - those of the per-layer schedule of the same budget
+        and slope|, over V.
+    """
+    if bucket.name == FULL:
+        return 0.0
+    total, layers = recipe.layout.visual_tokens, recipe.model.layers
+    if recipe.form == "reference":
+        fine: Sequence[int] = _reference(recipe.model, recipe.layout, bucket.budget, bucket.slope, recipe.hyperparameters).into_layer
+    else:
+        curve = calibrated_curve(layers, bucket.slope, recipe.hyperparameters.x0)
+        least = max(1, sum(recipe.camera_floors.values()))
+        fine = solve_stage_counts(total, range(layers - 1), bucket.budget, curve, least)
+    return float(np.abs(np.subtract(bucket.visual_tokens_into_layers, fine)).mean() / total)
+
+
+def minimum_budget(
+    model: ModelShape,
+    layout: PromptLayout,
+    pruning_points: Sequence[int] | None = None,
+    camera_floors: Mapping[str, int] | None = None,
+) -> float:
+    """The smallest calibrated budget within reach.
+
+    Args:
+        model: the decoder.
+        layout: the prompt.
+        pruning_points: None takes `default_pruning_points`.
+        camera_floors: visual tokens per camera that every point keeps at least.
+
+    Returns:
+        Mean visual tokens into the layers over V.
+    """
+    points = default_pruning_points(model.layers) if pruning_points is None else pruning_points
+    least = max(1, sum((camera_floors or {}).values()))
+    return reachable_budget(layout.visual_tokens, model.layers, points, least)
+
+
+def write_recipe(recipe: PruningRecipe, path: Path) -> None:
+    """Write a recipe as JSON that a person can read: one line per list of numbers.
+
+    Args:
+        recipe: the recipe.
+        path: the file; it appears when it is whole.
+    """
+    text = json.dumps(recipe.model_dump(mode="json"), indent=2)
+    # Strings hold no raw line breaks, so this only touches the lists json.dumps has spread over several lines.
+    text = re.sub(r"\[\n\s+([^\[\]{}]*?)\n\s+\]", lambda found: "[" + re.sub(r"\n\s+", " ", found[1]) + "]", text)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_recipe(path: Path) -> PruningRecipe:
+    """Read and validate a recipe.
+
+    Args:
+        path: the JSON file.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RecipeError: the file is missing, not JSON, or does not hold together; the message names file and field.
+    """
+    try:
+        return PruningRecipe.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); give a recipe written by vla-autoprune calibrate") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        given = f", got {str(first['input'])[:60]!r}" if first["type"] not in ("missing", "json_invalid") else ""
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise RecipeError(f"{path}: {field}: {first['msg']}{given}{more}; recipes come from vla-autoprune calibrate") from error
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def _key(budget: float) -> float:
+    return round(budget, 9)
+
+
+def _percent(budget: float) -> str:
+    return f"{round(100 * budget, 1):g}".replace(".", "p")
+
+
+def _within(complexity: float, interval: tuple[float | None, float | None]) -> bool:
+    low, high = interval
+    return (low is None or complexity >= low) and (high is None or complexity < high)
+
+
+def _published_mapping(slopes: Sequence[float], constants: Hyperparameters, form: Form) -> SlopeMapping:
+    """The published k = max(k0 - gamma * bits, 0), quantised to the nearest slope: more information, flatter curve."""
+    falling = sorted(slopes, reverse=True)
+    if not falling or len(set(falling)) != len(falling) or falling[-1] < 0:
+        raise RecipeError(f"slopes {list(slopes)} must be different values >= 0, at least one")
+    if len(falling) > 1 and constants.gamma == 0:
+        raise RecipeError("gamma 0 gives every frame the slope k0; give a single slope, or a gamma above 0")
+    # The published constants are for a sum over 32 heads, the calibrated measure is their mean.
+    bits_per_unit = 1.0 if form == "reference" else 1.0 / REFERENCE_HEADS
+    edges = tuple(
+        round(bits_per_unit * (constants.k0 - (steeper + flatter) / 2) / constants.gamma, 9)
+        for steeper, flatter in zip(falling, falling[1:], strict=False)
+    )
+    return SlopeMapping(edges=edges, slopes=tuple(falling), fixed_slope=falling[len(falling) // 2])
+
+
+def _reference(
+    model: ModelShape, layout: PromptLayout, budget: float, slope: float, constants: Hyperparameters
+) -> ReferenceSchedule:
+    tokens = max(1, round(budget * layout.visual_tokens))
+    return reference_schedule(layout.visual_tokens, model.layers, tokens, slope, constants.x0)
+
+
+def _counts(
+    model: ModelShape,
+    layout: PromptLayout,
+    points: tuple[int, ...],
+    budget: float,
+    slope: float,
+    form: Form,
+    constants: Hyperparameters,
+    merge: bool,
+    floors: Mapping[str, int],
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Kept and merged visual tokens at every pruning point."""
+    if not 0 < budget < 1:
+        raise RecipeError(f"budget {budget:g} is out of range; allowed: 0..1, both excluded (1 is the bucket {FULL!r})")
+    least = max(1, sum(floors.values()))
+    try:
+        if form == "reference":
+            schedule = _reference(model, layout, budget, slope, constants)
+            if points == tuple(range(model.layers - 1)):
+                return schedule.kept[:-1], schedule.merged[:-1]
+            into = stages_from_layers(schedule.into_layer, points)
+        else:
+            curve = calibrated_curve(model.layers, slope, constants.x0)
+            into = solve_stage_counts(layout.visual_tokens, points, budget, curve, least)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    if not merge:
+        return into[1:], (0,) * len(points)
+    pairs = [split_recovered(before, after, least) for before, after in zip(into, into[1:], strict=False)]
+    return tuple(kept for kept, _ in pairs), tuple(merged for _, merged in pairs)
+
+
+def _full_bucket(model: ModelShape, layout: PromptLayout, points: int, decode_length: int) -> Bucket:
+    rows = (layout.length + decode_length,) * model.layers
+    return Bucket(
+        name=FULL,
+        budget=1.0,
+        slope=0.0,
+        kept=(layout.visual_tokens,) * points,
+        merged=(0,) * points,
+        visual_tokens_into_layers=(layout.visual_tokens,) * model.layers,
+        work_fraction=1.0,
+        kv_tokens_per_layer=rows,
+    )
+
+
+def _bucket(
+    model: ModelShape,
+    layout: PromptLayout,
+    points: tuple[int, ...],
+    *,
+    name: str,
+    budget: float,
+    slope: float,
+    complexity: tuple[float | None, float | None],
+    default: bool,
+    kept: tuple[int, ...],
+    merged: tuple[int, ...],
+    decode_length: int,
+) -> Bucket:
+    into = _into_layers(model.layers, points, layout.visual_tokens, kept, merged)
+    rows = [layout.text_tokens + visual for visual in into]
+    return Bucket(
+        name=name,
+        budget=budget,
+        slope=slope,
+        complexity=complexity,
+        default=default,
+        kept=kept,
+        merged=merged,
+        visual_tokens_into_layers=into,
+        work_fraction=_work_fraction(model, layout, into),
+        kv_tokens_per_layer=tuple(count + decode_length for count in rows),
+    )
+
+
+def _into_layers(
+    layers: int, points: tuple[int, ...], visual: int, kept: tuple[int, ...], merged: tuple[int, ...]
+) -> tuple[int, ...]:
+    into_stage = [visual, *(keep + merge for keep, merge in zip(kept, merged, strict=True))]
+    return tuple(np.repeat(into_stage, stage_lengths(layers, points)).tolist())
+
+
+def _work_fraction(model: ModelShape, layout: PromptLayout, into: Sequence[int]) -> float:
+    pruned = work.prefill_flops(model, [layout.text_tokens + visual for visual in into])
+    return pruned / work.prefill_flops(model, [layout.length] * model.layers)
+
+
+def _check_floors(layout: PromptLayout, floors: Mapping[str, int]) -> None:
+    tokens = {span[1]: span[2] for span in layout.segments if span[0] == "visual"}
+    for camera, floor in floors.items():
+        if camera not in tokens:
+            raise RecipeError(f"camera_floors names {camera}; the prompt has {', '.join(tokens)}")
+        if not 0 <= floor <= tokens[camera]:
+            raise RecipeError(f"camera_floors.{camera} is {floor}; allowed: 0..{tokens[camera]}, the tokens it has")
+
+
+def _check_bucket(recipe: PruningRecipe, bucket: Bucket) -> None:
+    where = f"recipe bucket {bucket.name}"
+    again = "; build the recipe anew with vla-autoprune calibrate instead of editing counts"
+    points, layers, visual = len(recipe.pruning_points), recipe.model.layers, recipe.layout.visual_tokens
+    for field, values, wanted in (
+        ("kept", bucket.kept, points),
+        ("merged", bucket.merged, points),
+        ("visual_tokens_into_layers", bucket.visual_tokens_into_layers, layers),
+        ("kv_tokens_per_layer", bucket.kv_tokens_per_layer, layers),
+    ):
+        if len(values) != wanted:
+            raise RecipeError(f"{where}: {field} has {len(values)} entries, expected {wanted}{again}")
+    floor = max(1, sum(recipe.camera_floors.values()))
+    before = visual
+    for point, kept, merged in zip(recipe.pruning_points, bucket.kept, bucket.merged, strict=True):
+        if not floor <= kept <= before:
+            raise RecipeError(
+                f"{where}: {kept} visual tokens kept after layer {point}; allowed: {floor}..{before} "
+                f"(counts never grow, and camera floors add up to {floor}){again}"
+            )
+        most = min(merge_counts(before - kept)[1], before - kept) if recipe.recovery else 0
+        if merged > most:
+            raise RecipeError(
+                f"{where}: {merged} tokens merged after layer {point}; allowed: 0..{most} "
+                f"(recovery is {'on' if recipe.recovery else 'off'}){again}"
+            )
+        before = kept + merged
+    into = _into_layers(layers, recipe.pruning_points, visual, bucket.kept, bucket.merged)
+    if bucket.visual_tokens_into_layers != into:
+        raise RecipeError(f"{where}: visual_tokens_into_layers must be {list(into)} by kept and merged{again}")
+    slots = tuple(recipe.layout.text_tokens + count + recipe.decode_length for count in into)
+    if bucket.kv_tokens_per_layer != slots:
+        raise RecipeError(f"{where}: kv_tokens_per_layer must be {list(slots)}{again}")
+    fraction = _work_fraction(recipe.model, recipe.layout, into)
+    if not math.isclose(bucket.work_fraction, fraction, rel_tol=1e-6):
+        raise RecipeError(f"{where}: work_fraction is {bucket.work_fraction}, its counts give {fraction}{again}")
+    # The published schedule counts after the layers and misses its budget by design, so only this form is held to it.
+    miss = abs(sum(into) / layers - bucket.budget * visual)
+    if recipe.form == "calibrated" and miss > BUDGET_TOLERANCE_TOKENS:
+        raise RecipeError(
+            f"{where}: {sum(into) / layers:.1f} visual tokens enter the layers on average, budget {bucket.budget:g} is "
+            f"{bucket.budget * visual:.1f}; allowed miss: {BUDGET_TOLERANCE_TOKENS:g}{again}"
+        )
+    if bucket.name != FULL and not any(math.isclose(bucket.budget, known, rel_tol=1e-6) for known in recipe.budgets):
+        raise RecipeError(f"{where}: budget {bucket.budget:g} is not among the recipe's budgets {list(recipe.budgets)}")
+    if bucket.name == FULL and (bucket.kept != (visual,) * points or bucket.budget != 1 or any(bucket.merged)):
+        raise RecipeError(f"{where}: it must keep all {visual} visual tokens at budget 1, has {list(bucket.kept)}{again}")
+
+
+def _check_intervals(recipe: PruningRecipe, budget: float) -> None:
+    buckets = recipe.buckets_of(budget)
+    defaults = [bucket.name for bucket in buckets if bucket.default]
+    if len(defaults) != 1:
+        raise RecipeError(f"recipe budget {budget:g} has default buckets {defaults}; exactly one is needed")
+    intervals = sorted(
+        (bucket.complexity for bucket in buckets),
+        key=lambda interval: (
+            -math.inf if interval[0] is None else interval[0],
+            math.inf if interval[1] is None else interval[1],
+        ),
+    )
+    lows = [interval[0] for interval in intervals]
+    highs = [interval[1] for interval in intervals]
+    if lows[0] is not None or highs[-1] is not None or lows[1:] != highs[:-1] or None in lows[1:]:
+        raise RecipeError(
+            f"recipe budget {budget:g} has complexity intervals {[list(interval) for interval in intervals]}; "
+            "together they must cover every value once, the first open below and the last open above"
+        )
