@@ -5,7 +5,8 @@ The trainer takes any iterable of these records; which world they come from is t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,30 @@ PATCH_CHANNELS: tuple[str, ...] = (
 QUERIES_PER_SCENE = 4
 """Ego states and commands asked of the same six images."""
 
+MAX_OBSTACLES = 16
+"""Road users per query whose future boxes are kept, the nearest first, for the collision rate of evaluation."""
+
+
+def no_obstacles() -> NDArray[np.float32]:
+    """[6, MAX_OBSTACLES, 5] boxes that are all absent (NaN)."""
+    return np.full((6, MAX_OBSTACLES, 5), np.nan, dtype=np.float32)
+
+
+def obstacles_array(steps: Sequence[NDArray[np.floating]]) -> NDArray[np.float32]:
+    """Boxes of a query in the fixed shape records have.
+
+    Args:
+        steps: per waypoint time, [n, 5] boxes x, y, heading, length, width in the ego frame at the time of the images.
+
+    Returns:
+        [6, MAX_OBSTACLES, 5]; of more boxes than fit, those nearest to the origin; absent ones are NaN.
+    """
+    boxes = no_obstacles()
+    for step, present in enumerate(steps):
+        nearest = np.argsort(np.hypot(present[:, 0], present[:, 1]), kind="stable")[:MAX_OBSTACLES]
+        boxes[step, : len(nearest)] = present[nearest]
+    return boxes
+
 
 @dataclass(frozen=True)
 class Query:
@@ -37,11 +62,13 @@ class Query:
         ego: motion at the time of the images.
         command: where the route goes.
         waypoints_in_ego: [6, 3] float32 x, y (metres) and heading (radians) at WAYPOINT_TIMES_S.
+        obstacles: [6, MAX_OBSTACLES, 5] float32 other road users' boxes at those times, see `obstacles_array`.
     """
 
     ego: EgoState
     command: Command
     waypoints_in_ego: NDArray[np.float32]
+    obstacles: NDArray[np.float32] = field(default_factory=no_obstacles)
 
 
 @dataclass(frozen=True)
