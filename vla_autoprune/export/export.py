@@ -1,0 +1,305 @@
+"""From a transformers model and a recipe to a bundle of ONNX graphs with one weights file."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vla_autoprune import __version__, bundle, contract
+from vla_autoprune.errors import BundleError, InputError
+from vla_autoprune.export.selection import Selection
+from vla_autoprune.export.stages import Head, Stage, staged_attention
+from vla_autoprune.export.vision import Vision
+from vla_autoprune.models.adapter import StageModel
+from vla_autoprune.recipe import PruningRecipe, write_recipe
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSETS = (18, 23)
+"""18 for old TensorRT parsers: everything decomposed. 23 keeps Attention and RMSNormalization whole."""
+
+_INLINE_BYTES = 4096
+"""Smaller constants stay inside their graph."""
+
+_PAGE_BYTES = 4096
+"""External tensors start on pages, so that runtimes can map them."""
+
+_FORBIDDEN = ("NonZero", "ScatterND", "ScatterElements", "If", "Loop", "Scan")
+"""Operators of data-dependent shape or control flow: a static engine cannot hold them."""
+
+_EXAMPLE = {"n": 23, "t": 3, "v": 14, "s": 5, "x": 9, "k": 4, "r": 7, "g": 2}
+"""Sizes at tracing; all different, so that no two symbols are taken for one."""
+
+Check = Callable[[Path], None]
+
+
+def export_bundle(
+    model: StageModel,
+    recipe: PruningRecipe,
+    out: Path,
+    extras: dict[str, Path],
+    *,
+    opset: int = 23,
+    check: Check | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> bundle.Bundle:
+    """Export every graph of a recipe and put the bundle together. It appears under its name when it is whole.
+
+    Args:
+        model: vision tower and decoder.
+        recipe: made for these weights.
+        out: directory to make; an older bundle there is replaced.
+        extras: name in the bundle to source file: tokenizer, actions, preprocessing.
+        opset: 18 or 23.
+        check: called with the finished folder before it gets its name, may record samples there; what it raises, a
+            failed parity above all, ends the export without a bundle.
+        progress: called with what is done next, and how far along that is.
+
+    Returns:
+        The bundle, loaded and checked.
+
+    Raises:
+        InputError: the opset is not offered, or `out` holds something that is not a bundle.
+        RecipeError: the recipe is for another model, or cannot be exported.
+    """
+    if opset not in OPSETS:
+        raise InputError(f"opset is {opset}; allowed: {', '.join(map(str, OPSETS))}")
+    if out.exists() and not (out / bundle.MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not a bundle; name another directory or remove it")
+    recipe.require_model(model.shape(recipe.model.id).weights_sha256, "the model to export")
+    say = progress or (lambda what, done, total: None)
+    graphs = contract.graphs(recipe, model.embedding.shape[0])
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        with WeightsFile(partial / bundle.WEIGHTS) as weights:
+            for index, graph in enumerate(graphs):
+                say(graph.name, index, len(graphs) + 2)
+                proto = trace(model, recipe, graph, opset)
+                weights.take(proto)
+                (partial / f"{graph.name}.onnx").write_bytes(proto.SerializeToString(deterministic=True))
+        say("tables", len(graphs), len(graphs) + 2)
+        np.save(partial / bundle.EMBEDDING, model.embedding.numpy().astype(np.float32), allow_pickle=False)
+        cos, sin = model.rotary(recipe.layout.length + recipe.decode_length)
+        np.save(partial / bundle.ROTARY, torch.stack([cos, sin], dim=1).numpy().astype(np.float32), allow_pickle=False)
+        write_recipe(recipe, partial / bundle.RECIPE)
+        for name, source in extras.items():
+            shutil.copyfile(source, partial / name)
+        options = bundle.ExportOptions(opset=opset, versions=_versions())
+        bundle.write_manifest(partial, recipe, graphs, options)
+        if check is not None:
+            say("parity", len(graphs) + 1, len(graphs) + 2)
+            check(partial)
+            bundle.write_manifest(partial, recipe, graphs, options)
+        partial.chmod(0o755)
+        _replace_directory(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    say("done", len(graphs) + 2, len(graphs) + 2)
+    return bundle.load_bundle(out)
+
+
+def trace(model: StageModel, recipe: PruningRecipe, graph: contract.Graph, opset: int) -> onnx.ModelProto:
+    """Export one graph, with the contract's tensor names and symbols.
+
+    Args:
+        model: vision tower and decoder.
+        recipe: the recipe.
+        graph: which graph.
+        opset: ONNX operator set.
+
+    Returns:
+        The model, its weights inside.
+
+    Raises:
+        BundleError: the exporter changed the graph's tensors, or used operators no static engine can hold.
+    """
+    module = _module(model, recipe, graph)
+    arguments, dimensions = _arguments(graph)
+    with _quiet_exporter(), model.decoder_attention(staged_attention), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            (),
+            kwargs=arguments,
+            dynamic_shapes=dimensions,
+            input_names=_flat_names(graph, arguments),
+            output_names=[tensor.name for tensor in graph.outputs],
+            opset_version=opset,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    _strip(proto)
+    _apply_contract(proto, graph)
+    return proto
+
+
+class WeightsFile:
+    """The one external-data file of a bundle: equal tensors of all graphs are stored once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offsets: dict[str, int] = {}
+
+    def __enter__(self) -> WeightsFile:
+        self.file = self.path.open("wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def take(self, proto: onnx.ModelProto) -> None:
+        """Move a graph's weights into this file."""
+        from onnx import TensorProto, numpy_helper
+
+        for tensor in proto.graph.initializer:
+            values = numpy_helper.to_array(tensor)
+            if values.nbytes < _INLINE_BYTES:
+                continue
+            raw = np.ascontiguousarray(values).tobytes()
+            digest = hashlib.sha256(raw).hexdigest()
+            if digest not in self.offsets:
+                self.file.write(b"\0" * (-self.file.tell() % _PAGE_BYTES))
+                self.offsets[digest] = self.file.tell()
+                self.file.write(raw)
+            for field in ("raw_data", "float_data", "int64_data", "int32_data", "double_data"):
+                tensor.ClearField(field)
+            tensor.data_location = TensorProto.EXTERNAL
+            del tensor.external_data[:]
+            for key, value in (
+                ("location", self.path.name), ("offset", self.offsets[digest]), ("length", len(raw))
+            ):
+                tensor.external_data.add(key=key, value=str(value))
+
+
+def _module(model: StageModel, recipe: PruningRecipe, graph: contract.Graph) -> nn.Module:
+    if graph.name == contract.VISION:
+        return Vision(model)
+    if graph.name == contract.HEAD:
+        return Head(model)
+    if graph.name in (contract.SELECT, contract.SELECT_MERGE):
+        return Selection(graph.name == contract.SELECT_MERGE, recipe.positions == "compact")
+    names = [contract.stage_name(index) for index in range(len(recipe.stages))]
+    return Stage(model, recipe, recipe.stages[names.index(graph.name)])
+
+
+def _arguments(graph: contract.Graph) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Example values and symbols of a module's arguments; the KV buffers go together into `past`."""
+    symbol = {name: torch.export.Dim(name) for name in _EXAMPLE}
+    arguments: dict[str, Any] = {}
+    dimensions: dict[str, Any] = {}
+    for tensor in graph.inputs:
+        value = torch.zeros(tensor.pinned(_EXAMPLE), dtype=getattr(torch, tensor.dtype))
+        dims = {axis: symbol[size] for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
+        if tensor.name.startswith("past_") and tensor.name != "past_length":
+            arguments.setdefault("past", []).append(value)
+            dimensions.setdefault("past", []).append(dims)
+        else:
+            arguments[tensor.name] = value
+            dimensions[tensor.name] = dims
+    return arguments, dimensions
+
+
+def _flat_names(graph: contract.Graph, arguments: dict[str, Any]) -> list[str]:
+    past = [tensor.name for tensor in graph.inputs if tensor.name[:7] in ("past_k_", "past_v_")]
+    return [flat for name in arguments for flat in (past if name == "past" else [name])]
+
+
+def _strip(proto: onnx.ModelProto) -> None:
+    """Drop what the exporter notes about its own run (source paths, traces), so that equal exports are equal bytes."""
+    proto.doc_string = ""
+    proto.producer_name, proto.producer_version = "vla_autoprune", ""
+    del proto.metadata_props[:]
+    graph = proto.graph
+    for item in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    del graph.value_info[:]
+    for function in proto.functions:
+        function.doc_string = ""
+        del function.metadata_props[:]
+        for node in function.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+
+
+def _apply_contract(proto: onnx.ModelProto, graph: contract.Graph) -> None:
+    """Write the contract's symbols on the graph's tensors, after checking that they are the same tensors."""
+    used = {node.op_type for node in proto.graph.node} | {n.op_type for f in proto.functions for n in f.node}
+    found = sorted(used.intersection(_FORBIDDEN))
+    if found:
+        raise BundleError(f"{graph.name}: the exporter used {', '.join(found)}, which no static engine can hold")
+    for side, tensors, infos in (
+        ("inputs", graph.inputs, proto.graph.input), ("outputs", graph.outputs, proto.graph.output)
+    ):
+        by_name = {info.name: info for info in infos}
+        if set(by_name) != {tensor.name for tensor in tensors}:
+            raise BundleError(
+                f"{graph.name}: exported {side} are {sorted(by_name)}, the contract has "
+                f"{sorted(tensor.name for tensor in tensors)}"
+            )
+        for tensor in tensors:
+            dims = by_name[tensor.name].type.tensor_type.shape.dim
+            for axis, (dim, size) in enumerate(zip(dims, tensor.shape, strict=True)):
+                if isinstance(size, int) != bool(dim.dim_value) or (dim.dim_value and dim.dim_value != size):
+                    raise BundleError(
+                        f"{graph.name}: axis {axis} of {tensor.name} is {dim.dim_param or dim.dim_value}, "
+                        f"the contract has {size}"
+                    )
+                if isinstance(size, str):
+                    dim.dim_param = size
+
+
+def _replace_directory(partial: Path, out: Path) -> None:
+    if not out.exists():
+        partial.replace(out)
+        return
+    old = out.with_name(f".{out.name}.old-{os.getpid()}")
+    out.replace(old)
+    partial.replace(out)
+    shutil.rmtree(old)
+
+
+def _versions() -> dict[str, str]:
+    import onnx
+    import onnxscript
+    import transformers
+
+    return {
+        "vla_autoprune": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "onnx": onnx.__version__,
+        "onnxscript": onnxscript.__version__,
+    }
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter warns about every packaged operator set it cannot find; none of them is used here."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
