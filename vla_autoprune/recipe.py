@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -77,7 +78,9 @@ class PromptLayout(_Record):
         if not cameras:
             raise RecipeError("prompt layout has no visual span; add at least one ('visual', camera, tokens)")
         if len(set(cameras)) != len(cameras):
-            raise RecipeError(f"prompt layout names a camera twice: {', '.join(cameras)}; one visual span per camera")
+            raise RecipeError(
+                f"prompt layout names a camera twice: {', '.join(cameras)}; one visual span per camera"
+            )
         if self.segments[-1][0] != "text":
             raise RecipeError(
                 f"prompt layout ends with the visual span of {cameras[-1]}; "
@@ -127,7 +130,9 @@ class PromptLayout(_Record):
         return np.repeat(np.arange(len(counts)), counts)
 
     def _is_visual(self) -> NDArray[np.bool_]:
-        return np.repeat([span[0] == "visual" for span in self.segments], [span[-1] for span in self.segments])
+        return np.repeat(
+            [span[0] == "visual" for span in self.segments], [span[-1] for span in self.segments]
+        )
 
 
 class Bucket(_Record):
@@ -136,7 +141,8 @@ class Bucket(_Record):
     Attributes:
         name: "b25_s2" is the third slope of the 25 % budget; "full" prunes nothing.
         budget: mean visual tokens over V: into the layers (calibrated) or after them (reference).
-        slope: k of the retention curve, per 32nd of the decoder's depth (calibrated) or per layer (reference).
+        slope: k of the retention curve, per 32nd of the decoder's depth (calibrated) or per layer
+            (reference).
         complexity: [low, high) bits of the frames that take this bucket; None is unbounded.
         default: the bucket of its budget for frames whose complexity is not asked (policy "fixed").
         kept: [points] visual tokens kept at each pruning point.
@@ -192,7 +198,9 @@ class ModelShape(_Record):
     @model_validator(mode="after")
     def _check(self) -> ModelShape:
         if self.heads % self.kv_heads:
-            raise RecipeError(f"model {self.id}: {self.heads} heads cannot share {self.kv_heads} KV heads evenly")
+            raise RecipeError(
+                f"model {self.id}: {self.heads} heads cannot share {self.kv_heads} KV heads evenly"
+            )
         return self
 
 
@@ -209,7 +217,7 @@ class Scorer(_Record):
 
 
 class Hyperparameters(_Record):
-    """The published constants. `x0` and `k0` are for 32 layers; the calibrated form scales them with depth."""
+    """The published constants, made for 32 layers; the calibrated form scales `x0` and slopes with depth."""
 
     x0: float = Field(default=14.9, gt=0)
     k0: float = Field(default=0.4, ge=0)
@@ -247,18 +255,26 @@ class PruningRecipe(_Record):
     def _check(self) -> PruningRecipe:
         if self.contract_version != CONTRACT_VERSION:
             raise RecipeError(
-                f"recipe has contract version {self.contract_version}, this library reads {CONTRACT_VERSION}; build it anew"
+                f"recipe has contract version {self.contract_version}, this library reads "
+                f"{CONTRACT_VERSION}; build it anew"
             )
         try:
             stage_lengths(self.model.layers, self.pruning_points)
         except ValueError as error:
             raise RecipeError(f"recipe: {error}") from error
         _check_floors(self.layout, self.camera_floors)
-        if any(later >= earlier for earlier, later in zip((1.0, *self.budgets), (*self.budgets, 0.0), strict=True)):
-            raise RecipeError(f"recipe budgets {list(self.budgets)} must fall strictly within 0..1, both excluded")
+        if any(
+            later >= earlier
+            for earlier, later in zip((1.0, *self.budgets), (*self.budgets, 0.0), strict=True)
+        ):
+            raise RecipeError(
+                f"recipe budgets {list(self.budgets)} must fall strictly within 0..1, both excluded"
+            )
         names = [bucket.name for bucket in self.buckets]
         if not names or names[0] != FULL or len(set(names)) != len(names):
-            raise RecipeError(f"recipe buckets are named {names}; the first must be {FULL!r}, each name used once")
+            raise RecipeError(
+                f"recipe buckets are named {names}; the first must be {FULL!r}, each name used once"
+            )
         for bucket in self.buckets:
             _check_bucket(self, bucket)
         for budget in self.budgets:
@@ -269,7 +285,7 @@ class PruningRecipe(_Record):
     def stages(self) -> tuple[range, ...]:
         """[points + 1] decoder layers of each stage."""
         edges = (0, *(point + 1 for point in self.pruning_points), self.model.layers)
-        return tuple(range(start, end) for start, end in zip(edges, edges[1:], strict=False))
+        return tuple(range(start, end) for start, end in itertools.pairwise(edges))
 
     @property
     def sha256(self) -> str:
@@ -286,7 +302,9 @@ class PruningRecipe(_Record):
         for bucket in self.buckets:
             if bucket.name == name:
                 return bucket
-        raise RecipeError(f"recipe has no bucket {name!r}; it has {', '.join(known.name for known in self.buckets)}")
+        raise RecipeError(
+            f"recipe has no bucket {name!r}; it has {', '.join(known.name for known in self.buckets)}"
+        )
 
     def buckets_of(self, budget: float) -> tuple[Bucket, ...]:
         """The buckets of one budget, by rising slope.
@@ -294,7 +312,9 @@ class PruningRecipe(_Record):
         Raises:
             RecipeError: the recipe has no such budget; the message lists them.
         """
-        found = tuple(b for b in self.buckets if b.name != FULL and math.isclose(b.budget, budget, rel_tol=1e-6))
+        found = tuple(
+            b for b in self.buckets if b.name != FULL and math.isclose(b.budget, budget, rel_tol=1e-6)
+        )
         if not found:
             offered = ", ".join(f"{known:g}" for known in self.budgets)
             raise RecipeError(
@@ -315,7 +335,8 @@ class PruningRecipe(_Record):
         """
         if weights_sha256 != self.model.weights_sha256:
             raise RecipeError(
-                f"recipe is for model {self.model.id} with weights {self.model.weights_sha256[:12]}…, {where} has "
+                f"recipe is for model {self.model.id} with weights {self.model.weights_sha256[:12]}…, "
+                f"{where} has "
                 f"{weights_sha256[:12]}…; make a recipe for it with vla-autoprune calibrate"
             )
 
@@ -344,13 +365,14 @@ def build_recipe(
         decode_length: tokens generated after the prompt.
         budgets: mean visual tokens over V; into the layers (calibrated) or after them (reference).
         slopes: k of the buckets of each budget; one is a fixed schedule.
-        mappings: fitted mapping per budget, whose slopes replace `slopes`; a budget without one takes the published
-            mapping from complexity to slope, which was not made for this model.
+        mappings: fitted mapping per budget, whose slopes replace `slopes`; a budget without one takes the
+            published mapping from complexity to slope, which was not made for this model.
         form: arithmetic of counts, information and scores.
-        pruning_points: layers after which tokens are dropped; None takes `default_pruning_points`, and every layer
-            but the last in the reference form.
+        pruning_points: layers after which tokens are dropped; None takes `default_pruning_points`, and every
+            layer but the last in the reference form.
         hyperparameters: None takes the published ones.
-        scorer: None takes the mean, with the encoder's attention at the first point in the reference form only.
+        scorer: None takes the mean, with the encoder's attention at the first point in the reference form
+            only.
         recovery: merge part of the dropped tokens; None does so in the reference form only.
         positions: None keeps the prompt positions, and renumbers in the reference form.
         camera_floors: visual tokens per camera that every point keeps at least.
@@ -359,8 +381,8 @@ def build_recipe(
         The recipe.
 
     Raises:
-        RecipeError: a budget is out of reach, points or floors do not fit, or two budgets get one name; the message
-            gives the value and the allowed range.
+        RecipeError: a budget is out of reach, points or floors do not fit, or two budgets get one name; the
+            message gives the value and the allowed range.
     """
     reference = form == "reference"
     constants = hyperparameters or Hyperparameters()
@@ -373,8 +395,10 @@ def build_recipe(
     merge = reference if recovery is None else recovery
     if reference and (not merge or floors or points[:1] != (0,)):
         raise RecipeError(
-            f"the reference form has recovery {merge}, camera floors {floors}, first pruning point {list(points[:1])}; "
-            "the published arithmetic merges, knows no floors and caps after layer 0: change these or take 'calibrated'"
+            f"the reference form has recovery {merge}, camera floors {floors}, first pruning point "
+            f"{list(points[:1])}; "
+            "the published arithmetic merges, knows no floors and caps after layer 0: change these or take "
+            "'calibrated'"
         )
     fitted = {_key(budget): mapping for budget, mapping in (mappings or {}).items()}
     unknown = sorted(set(fitted) - {_key(budget) for budget in budgets})
@@ -448,10 +472,10 @@ def bucket_for(recipe: PruningRecipe, budget: float | None, complexity: float | 
 def symbols(recipe: PruningRecipe, bucket: Bucket, phase: Phase) -> dict[str, dict[str, int]]:
     """A value for every symbolic dimension of every graph.
 
-    Stages (`stage_00` …): `n` rows, `t` text rows that score, `v` visual rows, `s` KV slots handed in. Prefill gives
-    them one dummy slot; decoding has one row, dummy index sets of one, and the whole cache.
-    Selections (`select_00` …, prefill only): `n`, `v` as of the stage before, `x` rows that are not visual, `t` those
-    of them that score, `k` kept; with recovery also `r` slots that are merged and `g` groups.
+    Stages (`stage_00` …): `n` rows, `t` text rows that score, `v` visual rows, `s` KV slots handed in.
+    Prefill gives them one dummy slot; decoding has one row, dummy index sets of one, and the whole cache.
+    Selections (`select_00` …, prefill only): `n`, `v` as of the stage before, `x` rows that are not visual,
+    `t` those of them that score, `k` kept; with recovery also `r` slots that are merged and `g` groups.
 
     Args:
         recipe: the recipe.
@@ -498,14 +522,16 @@ def coarsening_error(recipe: PruningRecipe, bucket: Bucket) -> float:
         bucket: one of its buckets.
 
     Returns:
-        Mean over the layers of |visual tokens into the layer - those of the per-layer schedule of the same budget
-        and slope|, over V.
+        Mean over the layers of |visual tokens into the layer - those of the per-layer schedule of the same
+        budget and slope|, over V.
     """
     if bucket.name == FULL:
         return 0.0
     total, layers = recipe.layout.visual_tokens, recipe.model.layers
     if recipe.form == "reference":
-        fine: Sequence[int] = _reference(recipe.model, recipe.layout, bucket.budget, bucket.slope, recipe.hyperparameters).into_layer
+        fine: Sequence[int] = _reference(
+            recipe.model, recipe.layout, bucket.budget, bucket.slope, recipe.hyperparameters
+        ).into_layer
     else:
         curve = calibrated_curve(layers, bucket.slope, recipe.hyperparameters.x0)
         least = max(1, sum(recipe.camera_floors.values()))
@@ -543,12 +569,15 @@ def write_recipe(recipe: PruningRecipe, path: Path) -> None:
         path: the file; it appears when it is whole.
     """
     text = json.dumps(recipe.model_dump(mode="json"), indent=2)
-    # Strings hold no raw line breaks, so this only touches the lists json.dumps has spread over several lines.
-    text = re.sub(r"\[\n\s+([^\[\]{}]*?)\n\s+\]", lambda found: "[" + re.sub(r"\n\s+", " ", found[1]) + "]", text)
+    # Strings hold no raw line breaks, so this only touches the lists json.dumps has spread over several
+    # lines.
+    text = re.sub(
+        r"\[\n\s+([^\[\]{}]*?)\n\s+\]", lambda found: "[" + re.sub(r"\n\s+", " ", found[1]) + "]", text
+    )
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text + "\n")
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -563,18 +592,25 @@ def read_recipe(path: Path) -> PruningRecipe:
         The recipe.
 
     Raises:
-        RecipeError: the file is missing, not JSON, or does not hold together; the message names file and field.
+        RecipeError: the file is missing, not JSON, or does not hold together; the message names file and
+            field.
     """
     try:
         return PruningRecipe.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}); give a recipe written by vla-autoprune calibrate") from error
+        raise RecipeError(
+            f"{path}: cannot be read ({error.strerror}); give a recipe written by vla-autoprune calibrate"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the file"
-        given = f", got {str(first['input'])[:60]!r}" if first["type"] not in ("missing", "json_invalid") else ""
+        given = (
+            f", got {str(first['input'])[:60]!r}" if first["type"] not in ("missing", "json_invalid") else ""
+        )
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise RecipeError(f"{path}: {field}: {first['msg']}{given}{more}; recipes come from vla-autoprune calibrate") from error
+        raise RecipeError(
+            f"{path}: {field}: {first['msg']}{given}{more}; recipes come from vla-autoprune calibrate"
+        ) from error
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
 
@@ -593,7 +629,7 @@ def _within(complexity: float, interval: tuple[float | None, float | None]) -> b
 
 
 def _published_mapping(slopes: Sequence[float], constants: Hyperparameters, form: Form) -> SlopeMapping:
-    """The published k = max(k0 - gamma * bits, 0), quantised to the nearest slope: more information, flatter curve."""
+    """The published k = max(k0 - gamma * bits, 0), quantised: more information, flatter curve."""
     falling = sorted(slopes, reverse=True)
     if not falling or len(set(falling)) != len(falling) or falling[-1] < 0:
         raise RecipeError(f"slopes {list(slopes)} must be different values >= 0, at least one")
@@ -603,7 +639,7 @@ def _published_mapping(slopes: Sequence[float], constants: Hyperparameters, form
     bits_per_unit = 1.0 if form == "reference" else 1.0 / REFERENCE_HEADS
     edges = tuple(
         round(bits_per_unit * (constants.k0 - (steeper + flatter) / 2) / constants.gamma, 9)
-        for steeper, flatter in zip(falling, falling[1:], strict=False)
+        for steeper, flatter in itertools.pairwise(falling)
     )
     return SlopeMapping(edges=edges, slopes=tuple(falling), fixed_slope=falling[len(falling) // 2])
 
@@ -628,7 +664,9 @@ def _counts(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Kept and merged visual tokens at every pruning point."""
     if not 0 < budget < 1:
-        raise RecipeError(f"budget {budget:g} is out of range; allowed: 0..1, both excluded (1 is the bucket {FULL!r})")
+        raise RecipeError(
+            f"budget {budget:g} is out of range; allowed: 0..1, both excluded (1 is the bucket {FULL!r})"
+        )
     least = max(1, sum(floors.values()))
     try:
         if form == "reference":
@@ -643,7 +681,7 @@ def _counts(
         raise RecipeError(str(error)) from error
     if not merge:
         return into[1:], (0,) * len(points)
-    pairs = [split_recovered(before, after, least) for before, after in zip(into, into[1:], strict=False)]
+    pairs = [split_recovered(before, after, least) for before, after in itertools.pairwise(into)]
     return tuple(kept for kept, _ in pairs), tuple(merged for _, merged in pairs)
 
 
@@ -709,7 +747,9 @@ def _check_floors(layout: PromptLayout, floors: Mapping[str, int]) -> None:
         if camera not in tokens:
             raise RecipeError(f"camera_floors names {camera}; the prompt has {', '.join(tokens)}")
         if not 0 <= floor <= tokens[camera]:
-            raise RecipeError(f"camera_floors.{camera} is {floor}; allowed: 0..{tokens[camera]}, the tokens it has")
+            raise RecipeError(
+                f"camera_floors.{camera} is {floor}; allowed: 0..{tokens[camera]}, the tokens it has"
+            )
 
 
 def _check_bucket(recipe: PruningRecipe, bucket: Bucket) -> None:
@@ -741,24 +781,38 @@ def _check_bucket(recipe: PruningRecipe, bucket: Bucket) -> None:
         before = kept + merged
     into = _into_layers(layers, recipe.pruning_points, visual, bucket.kept, bucket.merged)
     if bucket.visual_tokens_into_layers != into:
-        raise RecipeError(f"{where}: visual_tokens_into_layers must be {list(into)} by kept and merged{again}")
+        raise RecipeError(
+            f"{where}: visual_tokens_into_layers must be {list(into)} by kept and merged{again}"
+        )
     slots = tuple(recipe.layout.text_tokens + count + recipe.decode_length for count in into)
     if bucket.kv_tokens_per_layer != slots:
         raise RecipeError(f"{where}: kv_tokens_per_layer must be {list(slots)}{again}")
     fraction = _work_fraction(recipe.model, recipe.layout, into)
     if not math.isclose(bucket.work_fraction, fraction, rel_tol=1e-6):
-        raise RecipeError(f"{where}: work_fraction is {bucket.work_fraction}, its counts give {fraction}{again}")
-    # The published schedule counts after the layers and misses its budget by design, so only this form is held to it.
+        raise RecipeError(
+            f"{where}: work_fraction is {bucket.work_fraction}, its counts give {fraction}{again}"
+        )
+    # The published schedule counts after the layers and misses its budget by design, so only this form is
+    # held to it.
     miss = abs(sum(into) / layers - bucket.budget * visual)
     if recipe.form == "calibrated" and miss > BUDGET_TOLERANCE_TOKENS:
         raise RecipeError(
-            f"{where}: {sum(into) / layers:.1f} visual tokens enter the layers on average, budget {bucket.budget:g} is "
+            f"{where}: {sum(into) / layers:.1f} visual tokens enter the layers on average, budget "
+            f"{bucket.budget:g} is "
             f"{bucket.budget * visual:.1f}; allowed miss: {BUDGET_TOLERANCE_TOKENS:g}{again}"
         )
-    if bucket.name != FULL and not any(math.isclose(bucket.budget, known, rel_tol=1e-6) for known in recipe.budgets):
-        raise RecipeError(f"{where}: budget {bucket.budget:g} is not among the recipe's budgets {list(recipe.budgets)}")
-    if bucket.name == FULL and (bucket.kept != (visual,) * points or bucket.budget != 1 or any(bucket.merged)):
-        raise RecipeError(f"{where}: it must keep all {visual} visual tokens at budget 1, has {list(bucket.kept)}{again}")
+    if bucket.name != FULL and not any(
+        math.isclose(bucket.budget, known, rel_tol=1e-6) for known in recipe.budgets
+    ):
+        raise RecipeError(
+            f"{where}: budget {bucket.budget:g} is not among the recipe's budgets {list(recipe.budgets)}"
+        )
+    if bucket.name == FULL and (
+        bucket.kept != (visual,) * points or bucket.budget != 1 or any(bucket.merged)
+    ):
+        raise RecipeError(
+            f"{where}: it must keep all {visual} visual tokens at budget 1, has {list(bucket.kept)}{again}"
+        )
 
 
 def _check_intervals(recipe: PruningRecipe, budget: float) -> None:
@@ -777,6 +831,7 @@ def _check_intervals(recipe: PruningRecipe, budget: float) -> None:
     highs = [interval[1] for interval in intervals]
     if lows[0] is not None or highs[-1] is not None or lows[1:] != highs[:-1] or None in lows[1:]:
         raise RecipeError(
-            f"recipe budget {budget:g} has complexity intervals {[list(interval) for interval in intervals]}; "
+            f"recipe budget {budget:g} has complexity intervals "
+            f"{[list(interval) for interval in intervals]}; "
             "together they must cover every value once, the first open below and the last open above"
         )

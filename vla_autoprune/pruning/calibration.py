@@ -1,4 +1,4 @@
-"""Fit the mapping from complexity to slope on data, its sign included, and say honestly whether it is worth having."""
+"""Fit the mapping from complexity to slope on data, its sign included, and say whether it is worth having."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ class MappingFit:
         in_sample_loss: mean loss of `mapping` on the samples it was fitted on; optimistic.
         adaptive_loss: mean held-out loss of the fitted mapping.
         fixed_loss: of the best fixed slope, chosen on the same folds.
-        shuffled_loss: of the mapping applied to the complexities of other frames (expectation over permutations).
+        shuffled_loss: of the mapping applied to the complexities of other frames (expectation over
+            permutations).
         versus_fixed: adaptive minus fixed.
         versus_shuffled: adaptive minus shuffled.
         slope_losses: [K] mean loss of each slope of `mapping`, in the order of `mapping.slopes`.
@@ -104,24 +105,25 @@ def fit_mapping(
 ) -> MappingFit:
     """Choose edges and sign of the mapping from complexity to slope for one budget.
 
-    Both monotone orders of the slopes are tried with all edges on deciles of the complexity, and the lowest mean loss
-    wins. Slopes of one budget cost the same to a token, so mappings are compared at equal mean work; what is left of
-    a difference is reported.
+    Both monotone orders of the slopes are tried with all edges on deciles of the complexity, and the lowest
+    mean loss wins. Slopes of one budget cost the same to a token, so mappings are compared at equal mean
+    work; what is left of a difference is reported.
 
     Args:
         complexities: [n] bits of the calibration frames.
         losses: [n, K] loss of each frame with each slope.
         slopes: [K] slopes, rising.
         work: [K] work fraction of each slope's bucket.
-        clusters: [n] scene of each frame; folds and bootstrap draw whole scenes. None treats frames as independent.
+        clusters: [n] scene of each frame; folds and bootstrap draw whole scenes. None treats frames as
+            independent.
         seed: of folds and bootstrap.
 
     Returns:
         The fit.
 
     Raises:
-        ValueError: shapes differ, values are not finite, slopes do not rise, or there are fewer than 2 * FOLDS
-            clusters.
+        ValueError: shapes differ, values are not finite, slopes do not rise, or there are fewer than 2 *
+            FOLDS clusters.
     """
     complexities, losses, cluster_of, count = _checked(complexities, losses, slopes, work, clusters)
     generator = np.random.default_rng(seed)
@@ -139,7 +141,11 @@ def fit_mapping(
         adaptive[held_out] = of_fold[np.arange(len(chosen)), chosen]
         fixed[held_out] = of_fold[:, best]
         shuffled[held_out] = of_fold @ shares
-        works[:, held_out] = cost[chosen], np.full(len(chosen), cost[best]), np.full(len(chosen), shares @ cost)
+        works[:, held_out] = (
+            cost[chosen],
+            np.full(len(chosen), cost[best]),
+            np.full(len(chosen), shares @ cost),
+        )
 
     mapping, order = _best_mapping(complexities, losses, slopes)
     interval = mapping.slope_of(complexities)
@@ -192,7 +198,9 @@ def _checked(
         raise ValueError(f"{len(named)} clusters for {len(complexities)} samples; give one per sample")
     names, cluster_of = np.unique(named, return_inverse=True)
     if len(names) < 2 * FOLDS:
-        raise ValueError(f"{len(names)} independent scenes are too few to fit a mapping; give at least {2 * FOLDS}")
+        raise ValueError(
+            f"{len(names)} independent scenes are too few to fit a mapping; give at least {2 * FOLDS}"
+        )
     return complexities, losses, cluster_of, len(names)
 
 
@@ -247,14 +255,19 @@ def _verdict(
     def told(name: str, difference: Difference) -> str:
         return f"{difference.mean:+.4g} against {name} (95 % {difference.low:+.4g} to {difference.high:+.4g})"
 
-    figures = f"{told('the best fixed slope', versus_fixed)}, {told('shuffled complexities', versus_shuffled)}"
+    figures = (
+        f"{told('the best fixed slope', versus_fixed)}, {told('shuffled complexities', versus_shuffled)}"
+    )
     if direction == "same":
-        return f"no mapping found that beats slope {fixed_slope:g} for every frame on {samples} samples; loss {figures}"
+        return f"no mapping beats slope {fixed_slope:g} for every frame on {samples} samples; loss {figures}"
     if versus_fixed.high < 0 and versus_shuffled.high < 0:
         return f"complexity helps: more information takes the {direction} curve; held-out loss {figures}"
     if versus_fixed.low > 0:
-        return f"complexity hurts on held-out frames: use slope {fixed_slope:g} for every frame; loss {figures}"
+        return (
+            f"complexity hurts on held-out frames: use slope {fixed_slope:g} for every frame; loss {figures}"
+        )
     return (
-        f"no reliable gain from complexity on {samples} samples (the fit prefers {direction} for more information): "
+        f"no reliable gain from complexity on {samples} samples (the fit prefers {direction} for more "
+        "information): "
         f"slope {fixed_slope:g} for every frame is as good; held-out loss {figures}"
     )

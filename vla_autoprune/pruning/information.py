@@ -13,7 +13,7 @@ REFERENCE_EPSILON = 1e-6
 """The published absolute constant, used twice: under the quotient and as the quotient's floor."""
 
 TINY_PROBABILITY = 1e-30
-"""Probabilities are raised to this inside logarithms only; smaller than any float32 softmax output that matters."""
+"""Probabilities are raised to this inside logarithms only; smaller ones contribute nothing in float32."""
 
 Form = Literal["reference", "calibrated"]
 
@@ -21,11 +21,13 @@ Form = Literal["reference", "calibrated"]
 def reference_information(attention: FloatArray) -> FloatArray:
     """Information of each head as published, its absolute epsilon included.
 
-    The quotient's denominator is about mass / (V T) + 1e-6. From some 100 000 text-visual pairs on, the epsilon
-    outweighs the quantity, and the result falls with the length of the prompt, below zero (docs/pruning.md).
+    The quotient's denominator is about mass / (V T) + 1e-6. From some 100 000 text-visual pairs on, the
+    epsilon outweighs the quantity, and the result falls with the length of the prompt, below zero
+    (docs/pruning.md).
 
     Args:
-        attention: [H, T, V] probabilities of the text rows on the visual columns; the arithmetic keeps their type.
+        attention: [H, T, V] probabilities of the text rows on the visual columns; the arithmetic keeps their
+            type.
 
     Returns:
         [H] bits.
@@ -45,12 +47,12 @@ def reference_information(attention: FloatArray) -> FloatArray:
 
 
 def calibrated_information(attention: FloatArray, row_weight: FloatArray | None = None) -> FloatArray:
-    """Information of each head without an absolute epsilon: the mean divergence of the rows from their mean row.
+    """Information of each head without an absolute epsilon: the divergence of the rows from their mean.
 
-    I = mean over rows t of sum over v of A[t, v] log2(A[t, v] / mean_t A[t, v]). The logarithms are clamped, not the
-    denominator, so the value depends on neither T nor V; it is never negative (log-sum inequality), and zero for one
-    row or equal rows. Rows are *not* divided by their sum: a row that hardly looks at the images counts little, so
-    the result is at most the visual attention mass times log2(T).
+    I = mean over rows t of sum over v of A[t, v] log2(A[t, v] / mean_t A[t, v]). The logarithms are clamped,
+    not the denominator, so the value depends on neither T nor V; it is never negative (log-sum inequality),
+    and zero for one row or equal rows. Rows are *not* divided by their sum: a row that hardly looks at the
+    images counts little, so the result is at most the visual attention mass times log2(T).
 
     Args:
         attention: [H, T, V] probabilities of the text rows on the visual columns.
@@ -72,15 +74,17 @@ def calibrated_information(attention: FloatArray, row_weight: FloatArray | None 
     return np.einsum("t,htv->h", weight, exact * log_ratio)
 
 
-def information(attention: FloatArray, form: Form = "calibrated", row_weight: FloatArray | None = None) -> float:
+def information(
+    attention: FloatArray, form: Form = "calibrated", row_weight: FloatArray | None = None
+) -> float:
     """Complexity of a frame: one number from all heads.
 
     Args:
         attention: [H, T, V] probabilities of the text rows on the visual columns.
-        form: "reference" sums the heads of the published measure; "calibrated" averages those of the corrected one,
-            so models with different head counts share a scale.
-        row_weight: [T] weights, 0 for padding. The published code knows no padding: in the reference form rows of
-            weight 0 are left out and the others count fully.
+        form: "reference" sums the heads of the published measure; "calibrated" averages those of the
+            corrected one, so models with different head counts share a scale.
+        row_weight: [T] weights, 0 for padding. The published code knows no padding: in the reference form
+            rows of weight 0 are left out and the others count fully.
 
     Returns:
         Bits.
@@ -97,7 +101,10 @@ def information(attention: FloatArray, form: Form = "calibrated", row_weight: Fl
 
 def _check_attention(attention: FloatArray) -> None:
     if attention.ndim != 3 or 0 in attention.shape:
-        raise ValueError(f"attention has shape {attention.shape}; expected [heads, text rows, visual tokens], none of them 0")
+        raise ValueError(
+            f"attention has shape {attention.shape}; expected [heads, text rows, visual tokens], none of "
+            "them 0"
+        )
 
 
 def _row_shares(row_weight: FloatArray | None, rows: int) -> NDArray[np.float64]:

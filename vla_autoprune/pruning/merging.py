@@ -53,15 +53,16 @@ def group_tokens(
 ) -> Grouping:
     """Group tokens around density peaks and average each group.
 
-    A token is a good centre when it is dense (close to its `groups` nearest tokens, itself included) and far from
-    any denser one. Two mutual nearest neighbours are exactly equally dense, so ties are systematic; without noise
-    the lower index counts as denser, which makes the result deterministic.
+    A token is a good centre when it is dense (close to its `groups` nearest tokens, itself included) and far
+    from any denser one. Two mutual nearest neighbours are exactly equally dense, so ties are systematic;
+    without noise the lower index counts as denser, which makes the result deterministic.
 
     Args:
         tokens: [n, d] vectors.
         groups: number of groups G, 1..n.
         noise: [n] uniform numbers in [0, 1) that break ties the published way; None breaks them by index.
-        size_epsilon: added to a group's size before dividing by it; the published code has 1e-6, 0 is the true mean.
+        size_epsilon: added to a group's size before dividing by it; the published code has 1e-6, 0 is the
+            true mean.
 
     Returns:
         The groups.
@@ -74,7 +75,9 @@ def group_tokens(
     count, width = tokens.shape
     if not 1 <= groups <= count:
         raise ValueError(f"cannot form {groups} groups of {count} tokens; allowed: 1..{count}")
-    distance = np.linalg.norm(tokens[:, None, :] - tokens[None, :, :], axis=2) / np.sqrt(width, dtype=tokens.dtype)
+    distance = np.linalg.norm(tokens[:, None, :] - tokens[None, :, :], axis=2) / np.sqrt(
+        width, dtype=tokens.dtype
+    )
     nearest = np.sort(distance, axis=1)[:, :groups]
     density = np.exp(-(nearest**2).mean(axis=1))
     if noise is None:

@@ -46,7 +46,8 @@ def uniform_scores(grids: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
         key = np.zeros(rows * columns, dtype=np.int64)
         bit = 1
         while bit < side:
-            key = 4 * key + 2 * ((row & bit > 0) ^ (column & bit > 0)) + (row & bit > 0)
+            down, right = (row & bit) // bit, (column & bit) // bit
+            key = 4 * key + 2 * (down ^ right) + down
             bit <<= 1
         place = np.empty(rows * columns)
         place[np.argsort(key, kind="stable")] = np.arange(rows * columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ def slope_from_information(bits: float, k0: float, gamma: float) -> float:
 def retention_curve(layers: int, slope: float, midpoint: float) -> NDArray[np.float64]:
     """Fraction of visual tokens kept after each decoder layer, before the budget is applied.
 
-    A logistic that falls with depth. Slope 0 is flat and prunes early; a steep curve keeps tokens until the midpoint.
+    A logistic that falls with depth. Slope 0 is flat and prunes early; a steep curve keeps tokens until the
+    midpoint.
 
     Args:
         layers: decoder layers L, at least 2.
@@ -66,10 +68,10 @@ def retention_curve(layers: int, slope: float, midpoint: float) -> NDArray[np.fl
 
 
 def calibrated_curve(layers: int, slope: float, x0: float) -> NDArray[np.float64]:
-    """The retention curve with depth measured in 32nds of the decoder, so x0 and slope mean the same in every model.
+    """The retention curve over depth in 32nds of the decoder, so x0 and slope mean the same in every model.
 
-    The published code uses x0 = 14.9 layers at any depth: at 12 layers the whole curve is its flat left part. It also
-    shifts the midpoint by +k layers, less than half a layer at its settings; that is left out.
+    The published code uses x0 = 14.9 layers at any depth: at 12 layers the whole curve is its flat left part.
+    It also shifts the midpoint by +k layers, less than half a layer at its settings; that is left out.
 
     Args:
         layers: decoder layers L, at least 2.
@@ -135,8 +137,8 @@ def reference_schedule(
         x0: midpoint in layers before the published shift by +k.
 
     Returns:
-        The schedule. Its total may miss L * B, as the published one does: budgets near V and below 2 are out of its
-        reach, and the quick check accepts overshoots of some 10 %.
+        The schedule. Its total may miss L * B, as the published one does: budgets near V and below 2 are out
+        of its reach, and the quick check accepts overshoots of some 10 %.
 
     Raises:
         ValueError: visual_tokens or budget_tokens < 1, or what `retention_curve` refuses.
@@ -144,7 +146,9 @@ def reference_schedule(
     Source: arXiv 2509.23931 and its published code.
     """
     if visual_tokens < 1 or budget_tokens < 1:
-        raise ValueError(f"visual_tokens is {visual_tokens} and budget_tokens {budget_tokens}; both must be at least 1")
+        raise ValueError(
+            f"visual_tokens is {visual_tokens} and budget_tokens {budget_tokens}; both must be at least 1"
+        )
     cap = min(int(CAP_FACTOR * budget_tokens), visual_tokens)
     curve = retention_curve(layers, slope, x0 + slope)
     target = layers * budget_tokens
@@ -183,7 +187,7 @@ def _quick_total(cap: int, curve: FloatArray) -> int:
 
 
 def _planned_counts(cap: int, fractions: FloatArray, target: int, visual_tokens: int) -> tuple[int, ...]:
-    """The published plan, in double precision; its second cap receives the *total* budget, so it hardly ever acts."""
+    """The published plan, in double precision; its second cap receives the *total* budget and hardly acts."""
     most = min(int(CAP_FACTOR * target), visual_tokens)
     counts = [cap]
     for fraction in fractions:
@@ -211,7 +215,7 @@ def _search_scale(cap: int, curve: FloatArray, target: int, visual_tokens: int) 
 
 
 def default_pruning_points(layers: int) -> tuple[int, ...]:
-    """Pruning points for a decoder: one after layer 0, so that small budgets are in reach, then evenly spread.
+    """Pruning points: one after layer 0, so that small budgets are in reach, the others evenly spread.
 
     Args:
         layers: decoder layers L, at least 2.
@@ -242,12 +246,12 @@ def stage_lengths(layers: int, points: Sequence[int]) -> tuple[int, ...]:
         ValueError: the points do not rise strictly within 0..L-2.
     """
     edges = [-1, *points, layers - 1]
-    if not points or any(later <= earlier for earlier, later in zip(edges, edges[1:], strict=False)):
+    if not points or any(later <= earlier for earlier, later in itertools.pairwise(edges)):
         raise ValueError(
             f"pruning points {list(points)} must rise strictly within 0..{layers - 2} for {layers} layers, "
             f"for example {list(default_pruning_points(layers))}"
         )
-    return tuple(later - earlier for earlier, later in zip(edges, edges[1:], strict=False))
+    return tuple(later - earlier for earlier, later in itertools.pairwise(edges))
 
 
 def reachable_budget(visual_tokens: int, layers: int, points: Sequence[int], least: int) -> float:
@@ -271,8 +275,9 @@ def solve_stage_counts(
 ) -> tuple[int, ...]:
     """Visual tokens into each stage, so that their mean over the layers meets a budget.
 
-    The curve is scaled, clipped to 1 layer by layer and averaged over each stage; of the integers next to that
-    (rounded up or down) the ones are chosen whose total is closest to the budget, then those closest to the curve.
+    The curve is scaled, clipped to 1 layer by layer and averaged over each stage; of the integers next to
+    that (rounded up or down) the ones are chosen whose total is closest to the budget, then those closest to
+    the curve.
 
     Args:
         visual_tokens: V.
@@ -294,8 +299,10 @@ def solve_stage_counts(
     low = reachable_budget(visual_tokens, layers, points, least)
     if not low <= budget < 1:
         raise ValueError(
-            f"budget {budget:g} is out of reach: with {visual_tokens} visual tokens, the first pruning point after "
-            f"layer {points[0]} of {layers} and at least {least} tokens kept, it must be in {low:.4f}..1 (1 excluded)"
+            f"budget {budget:g} is out of reach: with {visual_tokens} visual tokens, the first pruning point "
+            "after "
+            f"layer {points[0]} of {layers} and at least {least} tokens kept, it must be in {low:.4f}..1 (1 "
+            "excluded)"
         )
     starts = np.cumsum(lengths)[:-1]
     later = lengths[1:]
@@ -317,9 +324,10 @@ def solve_stage_counts(
 
 
 def _round_to_total(ideal: FloatArray, lengths: FloatArray, target: int, most: int) -> tuple[int, ...]:
-    """Round each count up or down, never rising, so that the length-weighted total comes closest to the target.
+    """Round each count up or down, never rising, so that the total comes closest to the target.
 
-    Dynamic programme over (total gained by rounding up, whether the last count was rounded up); at most L states.
+    Dynamic programme over (total gained by rounding up, whether the last count was rounded up); at most L
+    states.
     """
     floors = np.floor(ideal).astype(int)
     wanted = target - int(floors @ lengths)
@@ -367,8 +375,8 @@ def split_recovered(into: int, out: int, least_kept: int = 1) -> tuple[int, int]
         least_kept: tokens that must be kept themselves, at most `out`.
 
     Returns:
-        (kept, merged) with kept + merged = out: as many groups as `merge_counts` gives, fewer where they would be
-        more than half of `out`.
+        (kept, merged) with kept + merged = out: as many groups as `merge_counts` gives, fewer where they
+        would be more than half of `out`.
     """
     if out == into:
         return out, 0

@@ -34,7 +34,9 @@ def text_scores(
     """
     weight = np.ones(attention.shape[1]) if row_weight is None else np.asarray(row_weight, dtype=np.float64)
     if weight.shape != (attention.shape[1],) or not (weight > 0).any():
-        raise ValueError(f"row weights {weight.tolist()} must be {attention.shape[1]} values, one of them above 0")
+        raise ValueError(
+            f"row weights {weight.tolist()} must be {attention.shape[1]} values, one of them above 0"
+        )
     if reduction == "max":
         return attention[:, weight > 0].max(axis=(0, 1))
     if reduction != "mean":
@@ -59,7 +61,7 @@ def reference_cap_scores(text: FloatArray, encoder: FloatArray, complexity_per_r
 
 
 def fused_scores(text: FloatArray, encoder: FloatArray, encoder_weight: float) -> FloatArray:
-    """The calibrated score at the first pruning point: both scores as shares of their sum, so that scales cancel.
+    """The calibrated score at the first pruning point: both scores as shares of their sum.
 
     Args:
         text: [V] text scores, >= 0 and not all 0.
@@ -114,7 +116,9 @@ def select_top(
     if floors:
         if camera_of_slot is None:
             raise ValueError("camera floors need camera_of_slot, the camera index of every slot")
-        reserved = [order[camera_of_slot[order] == camera][:floor] for camera, floor in sorted(floors.items())]
+        reserved = [
+            order[camera_of_slot[order] == camera][:floor] for camera, floor in sorted(floors.items())
+        ]
         first = np.concatenate(reserved)
         if len(first) > count:
             raise ValueError(f"camera floors ask for {len(first)} visual tokens, the count is {count}")

@@ -10,22 +10,31 @@ class DecoderShape(Protocol):
     """The sizes of a decoder that its cost depends on."""
 
     @property
-    def hidden(self) -> int: ...
+    def hidden(self) -> int:
+        """Width d of the hidden states."""
+
     @property
-    def heads(self) -> int: ...
+    def heads(self) -> int:
+        """Query heads."""
+
     @property
-    def kv_heads(self) -> int: ...
+    def kv_heads(self) -> int:
+        """Key and value heads."""
+
     @property
-    def head_dim(self) -> int: ...
+    def head_dim(self) -> int:
+        """Width of one head."""
+
     @property
-    def ffn(self) -> int: ...
+    def ffn(self) -> int:
+        """Width of the gated feed-forward."""
 
 
 def prefill_flops(decoder: DecoderShape, rows_into_layers: Sequence[int]) -> int:
     """Floating-point operations of the decoder layers for one prompt, a multiply and an add counted as two.
 
-    Attention is causal (row i sees i + 1 keys) and keys and values are counted once per KV head. Norms, rotary
-    embedding, scoring, vision tower and head are left out.
+    Attention is causal (row i sees i + 1 keys) and keys and values are counted once per KV head. Norms,
+    rotary embedding, scoring, vision tower and head are left out.
 
     Args:
         decoder: sizes of the decoder.
