@@ -1,0 +1,134 @@
+"""Reading real nuScenes geometry (where it is at hand)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval_nuscenes.metrics import PROTOCOLS
+from eval_nuscenes.nuscenes_reader import NuScenesSplit, Sample
+from vla_autoprune.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def real_root(shared_data_dir: Path) -> Path:
+    root = shared_data_dir / "nuscenes_mini_val"
+    if not root.is_dir():
+        pytest.skip("no real nuScenes geometry")
+    return root
+
+
+@pytest.fixture(scope="module")
+def real_samples(real_root: Path) -> list[Sample]:
+    return list(NuScenesSplit(real_root, "v1.0-mini", "mini_val", command_source="future"))
+
+
+def last_displacement_repeated(samples: list[Sample], index: int) -> np.ndarray:
+    """The predictor whose figures through the original code are known: waypoint i is i displacements away."""
+    sample = samples[index]
+    if len(sample.history_in_ego):
+        step = -sample.lidar_waypoints(sample.history_in_ego[-1:])[0]
+    else:
+        step = sample.truth.waypoints[0]
+    return np.outer(np.arange(1, 7), step)
+
+
+@pytest.mark.data
+def test_constant_velocity_matches_the_original_code_on_real_geometry(real_samples: list[Sample]) -> None:
+    scores = {
+        name: [
+            PROTOCOLS[name].scorer(sample.truth)(last_displacement_repeated(real_samples, index))
+            for index, sample in enumerate(real_samples)
+        ]
+        for name in ("uniad", "vad", "stp3")
+    }
+    time_averaged = np.mean([score.l2_m for score in scores["vad"] if score.counted], axis=0)
+    np.testing.assert_allclose(time_averaged, [0.44, 1.08, 1.98], atol=0.005)
+    at_three_seconds = np.mean([score.l2_m[2] for score in scores["uniad"]])
+    assert at_three_seconds == pytest.approx(3.72, abs=0.01)
+    assert sum(score.counted for score in scores["vad"]) == len(real_samples) - 2 * 6
+    # The mixed frames of ST-P3 make the true car collide; nobody else sees that.
+    assert sum(sum(score.truth_hits) for score in scores["stp3"]) == 12
+    assert sum(sum(score.truth_hits) for score in scores["vad"]) == 0
+
+
+@pytest.mark.data
+def test_samples_hold_the_past_and_the_future_in_the_ego_frame(real_samples: list[Sample]) -> None:
+    for sample in real_samples:
+        exists = sample.future_exists
+        np.testing.assert_allclose(
+            sample.lidar_waypoints(sample.future_in_ego)[exists], sample.truth.waypoints[exists], atol=0.2
+        )
+        assert sample.truth.exists[1:] == tuple(exists)
+    moving = [sample for sample in real_samples if sample.ego_source == "poses" and sample.ego.speed_mps > 2]
+    assert len(moving) > 30
+    for sample in moving:
+        assert sample.history_in_ego[-1, 0] < 0
+        assert sample.ego.speed_mps == pytest.approx(-sample.history_in_ego[-1, 0] * 2, rel=0.35)
+
+
+@pytest.mark.data
+def test_ego_state_uses_the_past_only(real_root: Path, real_samples: list[Sample]) -> None:
+    first = [sample for sample in real_samples if not len(sample.history_in_ego)]
+    assert [sample.ego_source for sample in first] == ["unknown", "unknown"]
+    assert all(sample.ego.speed_mps == 0 for sample in first)
+
+
+@pytest.mark.data
+def test_boxes_surround_the_ego_in_the_lidar_frame(real_samples: list[Sample]) -> None:
+    sample = real_samples[10]
+    assert len(sample.truth.boxes[0]) > 20
+    tracks = {box.track: box for box in sample.truth.boxes[0]}
+    standing = [
+        (tracks[box.track], box)
+        for box in sample.truth.boxes[2]
+        if box.track in tracks and box.category == "movable_object.barrier"
+    ]
+    for now, later in standing:
+        assert np.hypot(later.x - now.x, later.y - now.y) < 1.5
+
+
+@pytest.mark.data
+def test_limit_spreads_over_the_split_and_keeps_the_hash(real_root: Path, real_samples: list[Sample]) -> None:
+    few = NuScenesSplit(real_root, "v1.0-mini", "mini_val", command_source="future", limit=4)
+    everything = NuScenesSplit(real_root, "v1.0-mini", "mini_val", command_source="future")
+    assert len(few) == 4
+    assert {sample.scene for sample in few} == {sample.scene for sample in real_samples}
+    assert few.data_hash == everything.data_hash
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"root": Path("/nowhere")}, "data root /nowhere does not exist"),
+        ({"version": "v1.0-trainval"}, "has no version v1.0-trainval; it holds v1.0-mini"),
+        (
+            {"split": "mini_train"},
+            "split mini_train has no scene in this data set; use one of .*mini_val.*, all",
+        ),
+        ({"command_source": "route"}, "no route command for scene-0103: .*--command-source future"),
+        ({"limit": 0}, "limit is 0; at least 1"),
+    ],
+)
+def test_wrong_options_are_named(real_root: Path, options: dict, message: str) -> None:
+    arguments = {"root": real_root, "version": "v1.0-mini", "split": "mini_val", "command_source": "future"}
+    with pytest.raises(InputError, match=message):
+        NuScenesSplit(**(arguments | options))
+
+
+@pytest.mark.data
+def test_missing_images_are_counted_before_a_run(real_root: Path, real_samples: list[Sample]) -> None:
+    split = NuScenesSplit(real_root, "v1.0-mini", "mini_val", command_source="future", limit=3)
+    with pytest.raises(
+        InputError, match=r"18 of 18 images of split mini_val are missing, the first is .*CAM_FRONT_LEFT"
+    ):
+        split.check_images()
+    with pytest.raises(InputError, match="does not exist"):
+        split[0].frame()
+    without_back = {name: view for name, view in split[0].cameras.items() if name != "CAM_BACK"}
+    with pytest.raises(InputError, match="scene-0103 has no CAM_BACK; it has"):
+        dataclasses.replace(split[0], cameras=without_back).frame(("CAM_BACK",))
