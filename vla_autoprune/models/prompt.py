@@ -1,0 +1,113 @@
+"""The prompt of the small driving VLA: one fixed layout, token ids from an ego state and a command. No torch here.
+
+Layout: <bos>, then per camera its label and its image tokens, then the ego state and the command as words. The text
+after the last image sees every visual token, so these are the rows that rank visual tokens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from vla_autoprune.errors import BundleError, InputError
+from vla_autoprune.frame import CAMERAS, Command, EgoState
+from vla_autoprune.models.tokenizer import (
+    ACCELERATION_MPS2,
+    BOS,
+    IMAGE,
+    SPEED_MPS,
+    YAW_RATE_RPS,
+    camera_word,
+    ego_words,
+    is_finite,
+)
+from vla_autoprune.recipe import PromptLayout
+
+SUFFIX_LENGTH = 9
+"""Words after the last image."""
+
+
+def prompt_layout(image_size: int = 96, patch_size: int = 16) -> PromptLayout:
+    """The layout for square camera images of a size and a tower of a patch size, both in pixels."""
+    tokens = (image_size // patch_size) ** 2
+    spans: list[tuple] = [("text", 2)]
+    for index, camera in enumerate(CAMERAS):
+        spans.append(("visual", camera, tokens))
+        spans.append(("text", SUFFIX_LENGTH if index == len(CAMERAS) - 1 else 1))
+    return PromptLayout(segments=tuple(spans), image_size=(image_size, image_size))
+
+
+class PromptBuilder:
+    """Turns an ego state and a command into the token ids of a layout."""
+
+    def __init__(self, tokenizer: Tokenizer, layout: PromptLayout):
+        self.tokenizer = tokenizer
+        self.layout = layout
+        image = self._id(IMAGE)
+        prefix = [self._id(BOS)]
+        for span in layout.segments:
+            if span[0] == "visual":
+                prefix += [self._id(camera_word(span[1])), *[image] * span[2]]
+        self._prefix = np.array(prefix, dtype=np.int64)
+        if len(prefix) + SUFFIX_LENGTH != layout.length:
+            raise BundleError(
+                f"prompt layout has {layout.length} tokens, this prompt has {len(prefix) + SUFFIX_LENGTH}; "
+                "the layout belongs to another model"
+            )
+
+    @classmethod
+    def from_files(cls, tokenizer_json: Path, layout: PromptLayout) -> PromptBuilder:
+        """A builder for the tokenizer of a bundle or a shipped model.
+
+        Raises:
+            BundleError: the file cannot be read as a tokenizer.
+        """
+        try:
+            tokenizer = Tokenizer.from_str(tokenizer_json.read_text(encoding="utf-8"))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise BundleError(f"{tokenizer_json} is not a tokenizer file: {error}; export the bundle anew") from error
+        return cls(tokenizer, layout)
+
+    def build(self, ego: EgoState, command: Command) -> NDArray[np.int64]:
+        """Token ids of a prompt.
+
+        Args:
+            ego: motion at the time of the frame; values beyond the bins are clipped, see `clipped_fields`.
+            command: where the route goes.
+
+        Returns:
+            [N] token ids, N the layout's length.
+
+        Raises:
+            InputError: a number of the ego state is not finite.
+        """
+        if not is_finite(ego):
+            raise InputError(f"ego state {ego} holds a value that is not finite; check the odometry")
+        return np.concatenate([self._prefix, self.suffix(ego, command)])
+
+    def suffix(self, ego: EgoState, command: Command) -> NDArray[np.int64]:
+        """[SUFFIX_LENGTH] token ids after the last image."""
+        return np.array([self._id(word) for word in ego_words(ego, command)], dtype=np.int64)
+
+    def text(self, tokens: NDArray[np.integer]) -> str:
+        """Tokens as words, for people."""
+        return " ".join(self.tokenizer.id_to_token(int(token)) or "?" for token in tokens)
+
+    def _id(self, word: str) -> int:
+        token = self.tokenizer.token_to_id(word)
+        if token is None:
+            raise BundleError(f"the tokenizer does not know the word {word!r}; it belongs to another model")
+        return token
+
+
+def clipped_fields(ego: EgoState) -> tuple[str, ...]:
+    """Names of the ego state's fields that lie beyond the prompt's bins, hence were clipped."""
+    ranges = (
+        ("speed_mps", ego.speed_mps, SPEED_MPS),
+        ("acceleration_mps2", ego.acceleration_mps2, ACCELERATION_MPS2),
+        ("yaw_rate_rps", ego.yaw_rate_rps, YAW_RATE_RPS),
+    )
+    return tuple(name for name, value, scale in ranges if not scale.holds(value))
