@@ -28,7 +28,9 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
     pass
 
@@ -43,3 +45,9 @@ def main() -> None:
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; nothing half-written is left behind", style="yellow")
         sys.exit(130)
+
+
+# Each module registers its commands on `app` when it is imported.
+from vla_autoprune.cli import (  # noqa: E402, F401
+    recipe,
+)
