@@ -88,6 +88,11 @@ class PromptBuilder:
             raise InputError(f"ego state {ego} holds a value that is not finite; check the odometry")
         return np.concatenate([self._prefix, self.suffix(ego, command)])
 
+    @property
+    def prefix(self) -> NDArray[np.int64]:
+        """[N - SUFFIX_LENGTH] token ids up to the last image, the same in every prompt."""
+        return self._prefix.copy()
+
     def suffix(self, ego: EgoState, command: Command) -> NDArray[np.int64]:
         """[SUFFIX_LENGTH] token ids after the last image."""
         return np.array([self._id(word) for word in ego_words(ego, command)], dtype=np.int64)
