@@ -1,0 +1,261 @@
+"""Plan a split with several variants side by side, and keep what was done.
+
+Planning and scoring are apart: plans go to a JSONL file as they are made, one line per sample with every
+variant, so an interrupted run goes on where it stopped. Scores are worked out from the plans afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from eval_nuscenes.nuscenes_reader import NuScenesSplit
+from vla_autoprune.errors import InputError, PlanError
+from vla_autoprune.frame import CAMERAS, WAYPOINT_TIMES_S, Frame, Plan
+
+VariantKind = Literal["full", "autoprune", "random", "blanked", "constant_velocity"]
+
+GREY = 127
+
+
+class Agent(Protocol):
+    """Whatever plans: `vla_autoprune.runtime.planner.Planner`, or a few lines for a baseline."""
+
+    def plan(self, frame: Frame) -> Plan:
+        """Plan one frame; raises PlanError when there is no plan to give."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the evaluation.
+
+    Attributes:
+        name: unique, such as "autoprune 40 %".
+        budget: mean visual tokens into the layers over V; None where nothing is pruned.
+    """
+
+    name: str
+    kind: VariantKind
+    agent: Agent
+    budget: float | None = None
+
+
+class ConstantVelocity:
+    """Goes straight on at the present speed."""
+
+    def plan(self, frame: Frame) -> Plan:
+        """Plan from the ego state alone."""
+        started = time.perf_counter()
+        ahead = frame.ego.speed_mps * np.asarray(WAYPOINT_TIMES_S)
+        waypoints = np.column_stack([ahead, np.zeros((len(ahead), 2))])
+        return Plan(
+            waypoints_in_ego=waypoints,
+            times_s=WAYPOINT_TIMES_S,
+            text="",
+            bucket="none",
+            complexity=None,
+            visual_tokens_into_layers=(),
+            kept_visual=(),
+            work_fraction=0.0,
+            kv_mib=0.0,
+            timings_ms={"total": (time.perf_counter() - started) * 1e3},
+        )
+
+
+@dataclass(frozen=True)
+class Blanked:
+    """Shows an agent grey images, so that only ego state and command are left to it."""
+
+    agent: Agent
+
+    def plan(self, frame: Frame) -> Plan:
+        """Plan with every image grey."""
+        grey = {name: np.full_like(image, GREY) for name, image in frame.images.items()}
+        return self.agent.plan(replace(frame, images=grey))
+
+
+def planner_variants(
+    make_planner: Callable[[float | None, str], Agent], budgets: Sequence[float]
+) -> tuple[Variant, ...]:
+    """The rows every evaluation of a bundle has.
+
+    Args:
+        make_planner: from budget (None for nothing pruned) and policy ("autoprune" or "random") to a planner.
+        budgets: each is run with AutoPrune and with random tokens.
+
+    Returns:
+        Unpruned first, then per budget AutoPrune and random, then the two references.
+    """
+    full = make_planner(None, "autoprune")
+    pruned = [
+        Variant(f"{kind} {budget:.0%}", kind, make_planner(budget, kind), budget)
+        for budget in budgets
+        for kind in ("autoprune", "random")
+    ]
+    return (
+        Variant("full", "full", full),
+        *pruned,
+        Variant("images blanked", "blanked", Blanked(full)),
+        Variant("constant velocity", "constant_velocity", ConstantVelocity()),
+    )
+
+
+class Record(BaseModel):
+    """Base of what evaluation reads and writes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PlanRecord(Record):
+    """A plan as kept on disk. A failed plan has an error and stands still."""
+
+    waypoints_in_ego: tuple[tuple[float, ...], ...]
+    error: str | None = None
+    bucket: str = ""
+    complexity: float | None = None
+    visual_tokens_into_layers: tuple[int, ...] = ()
+    work_fraction: float = 0.0
+    kv_mib: float = 0.0
+    timings_ms: dict[str, float] = {}
+    flags: tuple[str, ...] = ()
+
+
+class SampleRecord(Record):
+    """What every variant planned on one sample."""
+
+    token: str
+    scene: str
+    plans: dict[str, PlanRecord]
+
+
+class RunKey(Record):
+    """What must be equal for kept plans to be taken up again: the question, and the machine that timed it."""
+
+    bundle_id: str
+    data_hash: str
+    variants: tuple[str, ...]
+    command_source: str
+    machine: str
+    versions: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """Short name of the key, for file names."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+class PlanLog:
+    """The JSONL file of a run: its key on the first line, one sample per further line."""
+
+    def __init__(self, folder: Path, key: RunKey) -> None:
+        """Open or create the log of a run.
+
+        Args:
+            folder: created where missing.
+            key: names the file, so that runs under other conditions lie beside each other.
+
+        Raises:
+            InputError: the file is of another run or a line of it is damaged. A last line cut short by a
+                killed run is dropped.
+        """
+        self.path = folder / f"plans-{key.digest}.jsonl"
+        self.records: dict[str, SampleRecord] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.path.is_file():
+            self._load(key)
+        else:
+            self._rewrite([key.model_dump_json()])
+
+    def append(self, record: SampleRecord) -> None:
+        """Keep a sample; it is on disk when this returns."""
+        with self.path.open("a") as file:
+            file.write(record.model_dump_json() + "\n")
+        self.records[record.token] = record
+
+    def _load(self, key: RunKey) -> None:
+        text = self.path.read_text()
+        complete = text[: text.rfind("\n") + 1].splitlines()
+        advice = "delete it to start the evaluation afresh"
+        if not complete or complete[0] != key.model_dump_json():
+            raise InputError(f"{self.path} does not start with the key of this run; {advice}")
+        for number, line in enumerate(complete[1:], start=2):
+            try:
+                record = SampleRecord.model_validate_json(line)
+            except ValidationError as error:
+                raise InputError(f"{self.path} line {number} is no sample record; {advice}") from error
+            self.records[record.token] = record
+        if not text.endswith("\n"):
+            self._rewrite(complete)
+
+    def _rewrite(self, lines: Sequence[str]) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in lines))
+        temporary.replace(self.path)
+
+
+def plan_samples(
+    split: NuScenesSplit,
+    variants: Sequence[Variant],
+    log: PlanLog,
+    cameras: Sequence[str] = CAMERAS,
+    warm_up: int = 3,
+) -> Iterator[SampleRecord]:
+    """Plan every sample that the log lacks, all variants on one frame before the next frame.
+
+    The order of the variants turns by one with each frame, so none always finds a warm cache.
+
+    Args:
+        split: samples to plan.
+        variants: what plans them.
+        log: takes each sample as soon as it is done.
+        cameras: images to decode.
+        warm_up: unrecorded plans per variant before the first sample.
+
+    Yields:
+        The records of newly planned samples.
+
+    Raises:
+        InputError: a camera or image is missing or unreadable. Samples done so far are kept.
+    """
+    warm = False
+    for index, token in enumerate(split.tokens):
+        if token in log.records:
+            continue
+        sample = split[index]
+        frame = sample.frame(cameras)
+        if not warm:
+            for variant in variants:
+                for _ in range(warm_up):
+                    _plan(variant, frame)
+            warm = True
+        turn = index % len(variants)
+        plans = {variant.name: _plan(variant, frame) for variant in [*variants[turn:], *variants[:turn]]}
+        record = SampleRecord(
+            token=token, scene=sample.scene, plans={variant.name: plans[variant.name] for variant in variants}
+        )
+        log.append(record)
+        yield record
+
+
+def _plan(variant: Variant, frame: Frame) -> PlanRecord:
+    try:
+        plan = variant.agent.plan(frame)
+    except PlanError as error:
+        return PlanRecord(waypoints_in_ego=((0.0, 0.0, 0.0),) * len(WAYPOINT_TIMES_S), error=str(error))
+    return PlanRecord(
+        waypoints_in_ego=tuple(tuple(float(value) for value in row) for row in plan.waypoints_in_ego),
+        bucket=plan.bucket,
+        complexity=plan.complexity,
+        visual_tokens_into_layers=tuple(int(count) for count in plan.visual_tokens_into_layers),
+        work_fraction=plan.work_fraction,
+        kv_mib=plan.kv_mib,
+        timings_ms={name: round(float(value), 4) for name, value in plan.timings_ms.items()},
+        flags=plan.flags,
+    )
