@@ -764,7 +764,7 @@ def _check_bucket(recipe: PruningRecipe, bucket: Bucket) -> None:
     ):
         if len(values) != wanted:
             raise RecipeError(f"{where}: {field} has {len(values)} entries, expected {wanted}{again}")
-    floor = max(1, sum(recipe.camera_floors.values()))
+    floor = sum(recipe.camera_floors.values())
     before = visual
     for point, kept, merged in zip(recipe.pruning_points, bucket.kept, bucket.merged, strict=True):
         if not floor <= kept <= before:
@@ -779,6 +779,10 @@ def _check_bucket(recipe: PruningRecipe, bucket: Bucket) -> None:
                 f"(recovery is {'on' if recipe.recovery else 'off'}){again}"
             )
         before = kept + merged
+        if not before:
+            raise RecipeError(
+                f"{where}: no visual token is left after layer {point}; allowed: at least 1{again}"
+            )
     into = _into_layers(layers, recipe.pruning_points, visual, bucket.kept, bucket.merged)
     if bucket.visual_tokens_into_layers != into:
         raise RecipeError(
