@@ -16,7 +16,7 @@ from vla_autoprune.frame import WAYPOINT_TIMES_S
 
 
 class ActionCodec(BaseModel):
-    """The bins of the action tokens and where they start in the vocabulary; as JSON it is part of every bundle.
+    """The bins of the action tokens and where they start in the vocabulary; a JSON file of every bundle.
 
     A step drives `distance` metres straight along a bearing that differs from the last step's bearing by
     `distance * curvature`. Because a chord's bearing is chosen anew from where the last decoded step ended,
@@ -70,38 +70,42 @@ class ActionCodec(BaseModel):
         """The action tokens whose decoded path stays closest to the waypoints, step by step.
 
         Args:
-            waypoints_in_ego: [steps, 2 or 3] x, y (metres); a heading is not needed, the path implies it. Steps longer
-                than the largest distance or turns sharper than the outermost curvature are clipped.
+            waypoints_in_ego: [..., steps, 2 or 3] x, y (metres) of one path or many; a heading is not needed,
+                the path implies it. Steps longer than the largest distance and turns sharper than the outermost
+                curvature are clipped.
 
         Returns:
-            [2 * steps] token ids: distance, curvature, distance, …
+            [..., 2 * steps] token ids: distance, curvature, distance, …
 
         Raises:
             PlanError: wrong shape, or a number that is not finite.
         """
         waypoints = np.asarray(waypoints_in_ego, dtype=np.float64)
-        if waypoints.ndim != 2 or waypoints.shape[0] != self.steps or waypoints.shape[1] not in (2, 3):
+        if waypoints.ndim < 2 or waypoints.shape[-2] != self.steps or waypoints.shape[-1] not in (2, 3):
             raise PlanError(f"waypoints have shape {list(waypoints.shape)}, expected [{self.steps}, 2 or 3]")
         if not np.isfinite(waypoints).all():
-            step = int(np.flatnonzero(~np.isfinite(waypoints).all(axis=1))[0])
-            raise PlanError(f"waypoint {step} is {waypoints[step].tolist()}; every value must be finite")
+            where = tuple(int(index) for index in np.argwhere(~np.isfinite(waypoints))[0][:-1])
+            raise PlanError(f"waypoint {where} is {waypoints[where].tolist()}; every value must be finite")
         curvatures = self.curvatures_per_m
-        tokens = np.empty(self.length, dtype=np.int64)
-        x = y = bearing = 0.0
+        tokens = np.empty((*waypoints.shape[:-2], self.length), dtype=np.int64)
+        x, y, bearing = np.zeros((3, *waypoints.shape[:-2]))
         for step in range(self.steps):
-            dx, dy = waypoints[step, 0] - x, waypoints[step, 1] - y
+            dx, dy = waypoints[..., step, 0] - x, waypoints[..., step, 1] - y
             # Quantisation may have overshot a car that stops: what lies behind is no distance to drive.
-            ahead = dx * np.cos(bearing) + dy * np.sin(bearing)
-            metres = np.hypot(dx, dy) if ahead > 0 else 0.0
-            distance = min(round(metres / self.distance_step_m), self.distance_bins - 1)
+            ahead = dx * np.cos(bearing) + dy * np.sin(bearing) > 0
+            metres = np.where(ahead, np.hypot(dx, dy), 0.0)
+            distance = np.minimum(np.rint(metres / self.distance_step_m), self.distance_bins - 1).astype(
+                np.int64
+            )
             driven = distance * self.distance_step_m
-            turn = (np.arctan2(dy, dx) - bearing + np.pi) % (2 * np.pi) - np.pi if distance else 0.0
-            curvature = int(np.abs(curvatures - (turn / driven if distance else 0.0)).argmin())
-            tokens[2 * step] = self.first_distance_token + distance
-            tokens[2 * step + 1] = self.first_curvature_token + curvature
-            bearing += curvatures[curvature] * driven
-            x += driven * np.cos(bearing)
-            y += driven * np.sin(bearing)
+            turn = (np.arctan2(dy, dx) - bearing + np.pi) % (2 * np.pi) - np.pi
+            wanted = np.where(distance > 0, turn / np.maximum(driven, self.distance_step_m), 0.0)
+            curvature = np.abs(curvatures - wanted[..., None]).argmin(axis=-1)
+            tokens[..., 2 * step] = self.first_distance_token + distance
+            tokens[..., 2 * step + 1] = self.first_curvature_token + curvature
+            bearing = bearing + curvatures[curvature] * driven
+            x = x + driven * np.cos(bearing)
+            y = y + driven * np.sin(bearing)
         return tokens
 
     def decode(self, tokens: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
@@ -111,11 +115,12 @@ class ActionCodec(BaseModel):
             tokens: [2 * steps] token ids.
 
         Returns:
-            [steps, 3] x, y (metres) and heading (radians) in the ego frame. A waypoint's heading lies halfway between
-            the bearings of the steps before and after it.
+            [steps, 3] x, y (metres) and heading (radians) in the ego frame. A waypoint's heading lies halfway
+            between the bearings of the steps before and after it.
 
         Raises:
-            PlanError: too few or too many tokens, or one that is not allowed where it stands; the message names it.
+            PlanError: too few or too many tokens, or one that is not allowed where it stands; the message
+                names it.
         """
         ids = [int(token) for token in tokens]
         if len(ids) != self.length:
@@ -125,7 +130,8 @@ class ActionCodec(BaseModel):
             if token not in allowed:
                 what = "curvature" if position % 2 else "distance"
                 raise PlanError(
-                    f"answer token {position} is {token}, not a {what} token ({allowed.start}..{allowed.stop - 1})"
+                    f"answer token {position} is {token}, not a {what} token "
+                    f"({allowed.start}..{allowed.stop - 1})"
                 )
         distances = self.distances_m[np.array(ids[0::2]) - self.first_distance_token]
         turns = distances * self.curvatures_per_m[np.array(ids[1::2]) - self.first_curvature_token]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -18,7 +17,15 @@ from vla_autoprune.errors import InputError
 from vla_autoprune.models.actions import ActionCodec
 from vla_autoprune.models.preprocess import Preprocessing
 from vla_autoprune.models.prompt import PromptBuilder, prompt_layout
-from vla_autoprune.models.tokenizer import BOS, EOS, IMAGE, PAD, action_codec, build_tokenizer, ordinal_families
+from vla_autoprune.models.tokenizer import (
+    BOS,
+    EOS,
+    IMAGE,
+    PAD,
+    action_codec,
+    build_tokenizer,
+    ordinal_families,
+)
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig, LlavaForConditionalGeneration
@@ -140,7 +147,7 @@ def build_model(size: ModelSize | None = None, seed: int = 0) -> DrivingVla:
         model=model.eval(),
         prompt=PromptBuilder(tokenizer, prompt_layout(size.image_size, size.patch_size)),
         codec=action_codec(tokenizer),
-        preprocessing=Preprocessing(width=size.image_size, height=size.image_size),
+        preprocessing=Preprocessing(width=size.image_size, height=size.image_size, aspect_ratio=16 / 9),
     )
 
 
@@ -156,11 +163,15 @@ def save_model(vla: DrivingVla, directory: Path) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        half = {name: tensor.detach().to("cpu", torch.float16) for name, tensor in vla.model.state_dict().items()}
+        half = {
+            name: tensor.detach().to("cpu", torch.float16) for name, tensor in vla.model.state_dict().items()
+        }
         vla.model.save_pretrained(made, state_dict=half)
         (made / "tokenizer.json").write_text(vla.prompt.tokenizer.to_str(pretty=True), encoding="utf-8")
         (made / "actions.json").write_text(vla.codec.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        (made / "preprocess.json").write_text(vla.preprocessing.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (made / "preprocess.json").write_text(
+            vla.preprocessing.model_dump_json(indent=2) + "\n", encoding="utf-8"
+        )
         made.chmod(0o755)
         _replace_directory(made, directory)
     finally:
@@ -215,7 +226,7 @@ def load_shipped() -> DrivingVla:
 
 
 def _spread_numbers(model: Any, tokenizer: Tokenizer, seed: int) -> None:
-    """Start words that print neighbouring numbers with similar embeddings, so that bins need not be learnt one by one."""
+    """Give words of neighbouring numbers similar embeddings, so that bins need not be learnt one by one."""
     import torch
 
     random = np.random.default_rng(seed)
@@ -226,15 +237,15 @@ def _spread_numbers(model: Any, tokenizer: Tokenizer, seed: int) -> None:
             scale = float(table.std())
             for family in ordinal_families(tokenizer):
                 place = np.linspace(-1.0, 1.0, len(family))[:, None]
-                waves = np.cos(place * random.normal(0.0, 4.0, (1, width)) + random.uniform(0, 2 * np.pi, (1, width)))
-                values = torch.from_numpy(waves * scale * math.sqrt(2)).to(table.dtype)
-                table[family.start : family.stop] = values
+                frequency, phase = random.normal(0.0, 4.0, width), random.uniform(0, 2 * np.pi, width)
+                waves = scale * math.sqrt(2) * np.cos(place * frequency + phase)
+                table[family.start : family.stop] = torch.from_numpy(waves).to(table.dtype)
 
 
 def _replace_directory(made: Path, target: Path) -> None:
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
-        os.replace(target, old)
-    os.replace(made, target)
+        target.replace(old)
+    made.replace(target)
     shutil.rmtree(old, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""How training and its evaluation run the decoder: many queries on one visual prefix, tokens dropped between layers.
+"""How training runs the decoder: many queries on one visual prefix, tokens dropped between layers.
 
-The modules are transformers' own, called layer by layer: the sequence is the prompt up to the last image (the prefix,
-which all queries of a scene share), then one group per query with its suffix and action tokens. A group sees the
-prefix and itself. Rows keep the rotary positions they have in the prompt.
+The modules are transformers' own, called layer by layer. The sequence is the prompt up to the last image (the
+prefix, which all queries of a scene share), then one group per query with its suffix and action tokens. A
+group sees the prefix and itself. Rows keep the rotary positions they have in the prompt.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def packed_logits(
         generator: for noise and random rankings.
 
     Returns:
-        [B, Q, A, vocabulary] logits, and per collected layer [B, V] attention of the suffix rows to the visual tokens,
-        mean over heads, rows and queries.
+        [B, Q, A, vocabulary] logits, and per collected layer [B, V] attention of the suffix rows to the
+        visual tokens, mean over heads, rows and queries.
     """
     batch, queries, fed = action_ids.shape
     group = SUFFIX_LENGTH + fed
@@ -273,7 +273,8 @@ def _drop(
     visual = is_text.gather(1, rows).to(torch.uint8).argsort(dim=1, stable=True)[:, :kept]
     hidden = hidden.gather(1, rows[..., None].expand(-1, -1, width))
     cos, sin = (
-        table.expand(batch, -1, -1).gather(1, rows[..., None].expand(-1, -1, table.shape[2])) for table in rotary
+        table.expand(batch, -1, -1).gather(1, rows[..., None].expand(-1, -1, table.shape[2]))
+        for table in rotary
     )
     return hidden, (cos, sin), visual
 
@@ -296,7 +297,7 @@ def _suffix_attention(
     visual: Tensor,
     suffix_rows: Tensor,
 ) -> Tensor:
-    """[B, heads, suffix rows, V] attention probabilities of the suffix rows in a layer, visual columns only."""
+    """[B, heads, suffix rows, V] attention of the suffix rows in a layer, visual columns only."""
     from transformers.models.llama.modeling_llama import rotate_half
 
     attention = layer.self_attn

@@ -1,7 +1,9 @@
-"""The prompt of the small driving VLA: one fixed layout, token ids from an ego state and a command. No torch here.
+"""The prompt of the small driving VLA: one fixed layout, token ids from an ego state and a command.
 
-Layout: <bos>, then per camera its label and its image tokens, then the ego state and the command as words. The text
-after the last image sees every visual token, so these are the rows that rank visual tokens.
+Layout: <bos>, then per camera its label and its image tokens, then the ego state and the command as words.
+The text after the last image sees every visual token, so these are the rows that rank visual tokens.
+
+No torch here: the vehicle's runtime builds its prompts with this module.
 """
 
 from __future__ import annotations
@@ -68,7 +70,9 @@ class PromptBuilder:
         try:
             tokenizer = Tokenizer.from_str(tokenizer_json.read_text(encoding="utf-8"))
         except Exception as error:  # tokenizers raises bare Exception
-            raise BundleError(f"{tokenizer_json} is not a tokenizer file: {error}; export the bundle anew") from error
+            raise BundleError(
+                f"{tokenizer_json} is not a tokenizer file: {error}; export the bundle anew"
+            ) from error
         return cls(tokenizer, layout)
 
     def build(self, ego: EgoState, command: Command) -> NDArray[np.int64]:

@@ -102,7 +102,8 @@ def ordinal_families(tokenizer: Tokenizer) -> tuple[range, ...]:
     """Token ids whose order is the order of the numbers they print, one range per family of bins."""
     codec = action_codec(tokenizer)
     starts_and_sizes = [
-        (tokenizer.token_to_id(scale.words[0]), len(scale.words)) for scale in (SPEED_MPS, ACCELERATION_MPS2, YAW_RATE_RPS)
+        (tokenizer.token_to_id(scale.words[0]), len(scale.words))
+        for scale in (SPEED_MPS, ACCELERATION_MPS2, YAW_RATE_RPS)
     ]
     families = [range(start, start + size) for start, size in starts_and_sizes]
     return (*families, codec.tokens_at(0), codec.tokens_at(1))
@@ -122,7 +123,12 @@ def _action_words() -> tuple[str, ...]:
 
 
 def _words() -> list[str]:
-    words = [*SPECIAL_WORDS, *map(camera_word, CAMERAS), *FIELD_WORDS, *(command.value for command in Command)]
+    words = [
+        *SPECIAL_WORDS,
+        *map(camera_word, CAMERAS),
+        *FIELD_WORDS,
+        *(command.value for command in Command),
+    ]
     for scale in (SPEED_MPS, ACCELERATION_MPS2, YAW_RATE_RPS):
         words += scale.words
     words += _action_words()

@@ -24,13 +24,13 @@ PATCH_CHANNELS: tuple[str, ...] = (
     "brake_light",
     "inverse_distance",
 )
-"""Labels of one image patch: coverage fractions 0..1, and inverse_distance = 10 m / nearest actor (0: none)."""
+"""Labels of a patch: coverage fractions 0..1, and inverse_distance = 10 m / nearest actor (0: none)."""
 
 QUERIES_PER_SCENE = 4
 """Ego states and commands asked of the same six images."""
 
 MAX_OBSTACLES = 16
-"""Road users per query whose future boxes are kept, the nearest first, for the collision rate of evaluation."""
+"""Road users per query whose future boxes are kept, nearest first, for the collision rate of evaluation."""
 
 
 def no_obstacles() -> NDArray[np.float32]:
@@ -42,7 +42,8 @@ def obstacles_array(steps: Sequence[NDArray[np.floating]]) -> NDArray[np.float32
     """Boxes of a query in the fixed shape records have.
 
     Args:
-        steps: per waypoint time, [n, 5] boxes x, y, heading, length, width in the ego frame at the time of the images.
+        steps: per waypoint time, [n, 5] boxes x, y, heading, length, width in the ego frame at the time of
+            the images.
 
     Returns:
         [6, MAX_OBSTACLES, 5]; of more boxes than fit, those nearest to the origin; absent ones are NaN.
@@ -62,7 +63,7 @@ class Query:
         ego: motion at the time of the images.
         command: where the route goes.
         waypoints_in_ego: [6, 3] float32 x, y (metres) and heading (radians) at WAYPOINT_TIMES_S.
-        obstacles: [6, MAX_OBSTACLES, 5] float32 other road users' boxes at those times, see `obstacles_array`.
+        obstacles: [6, MAX_OBSTACLES, 5] float32 boxes of other road users at those times (`obstacles_array`).
     """
 
     ego: EgoState
