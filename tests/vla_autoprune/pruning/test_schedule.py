@@ -163,3 +163,16 @@ def test_the_published_schedule_never_grows_and_never_runs_dry(
 
 def test_coarse_counts_are_means_of_the_fine_ones() -> None:
     assert stages_from_layers((100, 80, 60, 41, 40, 10), (0, 2)) == (100, 70, 30)
+
+
+@pytest.mark.parametrize(
+    ("visual", "layers", "budget", "into"),
+    [(576, 32, 64, 82), (576, 32, 192, 209), (2880, 32, 160, 250), (4320, 36, 300, 420)],
+)
+def test_the_published_budget_hides_what_enters_the_layers(
+    visual: int, layers: int, budget: int, into: int
+) -> None:
+    """docs/pruning.md prints these."""
+    schedule = reference_schedule(visual, layers, budget, slope=0.2)
+    assert np.mean(schedule.after_layer) == pytest.approx(budget, abs=0.1)
+    assert round(float(np.mean(schedule.into_layer))) == into
