@@ -32,3 +32,60 @@ def shared_data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}; set VLA_SHARED_DIR to run this test")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_vla():
+    """The driving VLA's architecture, very small and untrained, but biased to answer with well-formed plans."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from vla_autoprune.models.driving_vla import ModelSize, build_model
+
+    torch.set_num_threads(1)
+    size = ModelSize(image_size=64, layers=4, width=32, heads=4, kv_heads=2, feed_forward=48, tower_layers=2)
+    vla = build_model(size, seed=1)
+    with torch.no_grad():
+        for name, weights in vla.model.named_parameters():
+            if "layers" in name and weights.ndim == 2:
+                weights.mul_(6.0)  # attention of a fresh model is almost uniform; ranking needs differences
+        words, answers = vla.model.get_input_embeddings().weight, vla.model.get_output_embeddings().weight
+        distances, curvatures = (slice(t.start, t.stop) for t in (vla.codec.tokens_at(0), vla.codec.tokens_at(1)))
+        words[:, 0], answers[:, 0] = 3.0, 0.0
+        words[distances, 0] = -3.0
+        answers[distances, 0], answers[curvatures, 0] = 1.0, -1.0
+    return vla
+
+
+@pytest.fixture(scope="session")
+def tiny_recipes(tiny_vla):
+    """Recipes for `tiny_vla` by name: plain, and one with recovery, camera floors, encoder score and maximum."""
+    from vla_autoprune.models.adapter import LlavaAdapter
+    from vla_autoprune.recipe import Scorer, build_recipe
+
+    shape = LlavaAdapter(tiny_vla.model).shape("tiny")
+    common = {"decode_length": 12, "pruning_points": (0, 2), "slopes": (0.0, 0.3)}
+    plain = build_recipe(shape, tiny_vla.prompt.layout, budgets=(0.6, 0.4), **common)
+    rich = build_recipe(
+        shape,
+        tiny_vla.prompt.layout,
+        budgets=(0.5,),
+        recovery=True,
+        scorer=Scorer(reduction="max", encoder_weight=0.5),
+        camera_floors={"CAM_FRONT": 6, "CAM_BACK": 2},
+        **common,
+    )
+    return {"plain": plain, "rich": rich}
+
+
+@pytest.fixture(scope="session")
+def tiny_bundles(tiny_vla, tiny_recipes, tmp_path_factory):
+    """Both recipes exported, opset 23 and 18, without a parity check: the tests are it."""
+    pytest.importorskip("onnxscript")
+    from vla_autoprune.export.export import export_bundle, text_files
+    from vla_autoprune.models.adapter import LlavaAdapter
+
+    folder = tmp_path_factory.mktemp("bundles")
+    return {
+        name: export_bundle(LlavaAdapter(tiny_vla.model), recipe, folder / name, text_files(tiny_vla), opset=opset)
+        for (name, recipe), opset in zip(tiny_recipes.items(), (23, 18), strict=True)
+    }

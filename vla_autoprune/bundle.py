@@ -1,7 +1,7 @@
-"""The bundle: a directory of graphs, weights, recipe and text files that runs without torch, and refuses to be changed.
+"""The bundle: a directory of graphs, weights, recipe and text files that refuses to be changed.
 
-Data only. `manifest.json` names every file with size and hash and every tensor with its shapes; its id is a hash of all
-that, weights, recipe and export options included. Loading checks the whole and refuses by name.
+Data only. `manifest.json` names every file with size and hash and every tensor with its shapes; its id is a
+hash of all that, weights, recipe and export options included. Loading checks the whole and refuses by name.
 """
 
 from __future__ import annotations
@@ -172,13 +172,17 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise BundleError(f"{folder} is not a bundle: {MANIFEST} cannot be read ({error.strerror}); {_ANEW}") from error
+        raise BundleError(
+            f"{folder} is not a bundle: {MANIFEST} cannot be read ({error.strerror}); {_ANEW}"
+        ) from error
     except ValueError as error:
         raise BundleError(f"{path} is truncated or not JSON ({error}); {_ANEW}") from error
     version = content.get("bundle_version") if isinstance(content, dict) else None
     if version != BUNDLE_VERSION:
         way_out = "update vla-autoprune" if isinstance(version, int) and version > BUNDLE_VERSION else _ANEW
-        raise BundleError(f"{path}: bundle_version is {version}, this library reads {BUNDLE_VERSION}; {way_out}")
+        raise BundleError(
+            f"{path}: bundle_version is {version}, this library reads {BUNDLE_VERSION}; {way_out}"
+        )
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
@@ -200,8 +204,8 @@ def load_bundle(folder: Path) -> Bundle:
         The bundle.
 
     Raises:
-        BundleError: something is missing, truncated, edited, from another bundle or of a newer version; the message
-            names the file.
+        BundleError: something is missing, truncated, edited, from another bundle or of a newer version; the
+            message names the file.
     """
     manifest = read_manifest(folder)
     for entry in manifest.files:
@@ -218,7 +222,9 @@ def load_bundle(folder: Path) -> Bundle:
     vocabulary = graphs[contract.HEAD].outputs[0].shape[1]
     for wanted in contract.graphs(recipe, int(vocabulary)):
         if graphs.get(wanted.name) != wanted:
-            raise BundleError(f"{folder / MANIFEST}: tensors of {wanted.name!r} are not those of the contract; {_ANEW}")
+            raise BundleError(
+                f"{folder / MANIFEST}: tensors of {wanted.name!r} are not those of the contract; {_ANEW}"
+            )
         if not (folder / f"{wanted.name}.onnx").is_file():
             raise BundleError(f"{folder / wanted.name}.onnx is missing; {_ANEW}")
     return Bundle(folder, manifest, recipe, graphs)

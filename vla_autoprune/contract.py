@@ -1,7 +1,8 @@
-"""The stage contract: which graphs a bundle holds, their tensors, and the value of every symbol for every bucket.
+"""The stage contract: a bundle's graphs, their tensors, and the value of every symbol for every bucket.
 
-Dimensions are symbolic in the ONNX files. A *variant* of a graph is one assignment of integers to its symbols, hence one
-set of static shapes: stage 0's `prefill` serves every bucket, `b25_s2/prefill` and `b25_s2/decode` belong to one.
+Dimensions are symbolic in the ONNX files. A *variant* of a graph is one assignment of integers to its
+symbols, hence one set of static shapes: stage 0's `prefill` serves every bucket, `b25_s2/prefill` and
+`b25_s2/decode` belong to one.
 
 Symbols are those of `recipe.symbols`; after a selection there are `u` visual rows and `m` rows of all kinds.
 """
@@ -110,7 +111,9 @@ def graphs(recipe: PruningRecipe, vocabulary: int) -> tuple[Graph, ...]:
             "the reference form exists to check the arithmetic against the published one"
         )
     if recipe.layout.image_size is None:
-        raise RecipeError("recipe's layout has no image_size; the exported vision graph needs (width, height)")
+        raise RecipeError(
+            "recipe's layout has no image_size; the exported vision graph needs (width, height)"
+        )
     points = range(len(recipe.pruning_points))
     wanted = {selection_graph(recipe, bucket, point) for bucket in recipe.buckets for point in points}
     return (
@@ -142,7 +145,7 @@ def _rows(recipe: PruningRecipe) -> tuple[Tensor, ...]:
 
 
 def _stage(recipe: PruningRecipe, stage: int, layers: range) -> Graph:
-    model, layout = recipe.model, recipe.layout
+    model = recipe.model
     ranks = layers.stop < model.layers
     inputs = [*_rows(recipe)]
     if ranks:
@@ -203,7 +206,11 @@ def _selection(recipe: PruningRecipe, name: str) -> Graph:
             if selection_graph(recipe, bucket, point) == name:
                 out = bucket.after_points[point]
                 variants[point_variant(point, bucket.name)] = {
-                    **{key: value for key, value in values[f"select_{point:02d}"].items() if merges or key not in "rg"},
+                    **{
+                        key: value
+                        for key, value in values[f"select_{point:02d}"].items()
+                        if merges or key not in "rg"
+                    },
                     "u": out,
                     "m": layout.text_tokens + out,
                 }

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ from vla_autoprune.recipe import PruningRecipe, write_recipe
 
 if TYPE_CHECKING:
     import onnx
+
+    from vla_autoprune.models.driving_vla import DrivingVla
 
 OPSETS = (18, 23)
 """18 for old TensorRT parsers: everything decomposed. 23 keeps Attention and RMSNormalization whole."""
@@ -50,7 +52,7 @@ def export_bundle(
     model: StageModel,
     recipe: PruningRecipe,
     out: Path,
-    extras: dict[str, Path],
+    texts: Mapping[str, str],
     *,
     opset: int = 23,
     check: Check | None = None,
@@ -62,10 +64,10 @@ def export_bundle(
         model: vision tower and decoder.
         recipe: made for these weights.
         out: directory to make; an older bundle there is replaced.
-        extras: name in the bundle to source file: tokenizer, actions, preprocessing.
+        texts: name in the bundle to content: tokenizer, actions, preprocessing; see `text_files`.
         opset: 18 or 23.
-        check: called with the finished folder before it gets its name, may record samples there; what it raises, a
-            failed parity above all, ends the export without a bundle.
+        check: called with the finished folder before it gets its name, may record samples there; what it
+            raises, a failed parity above all, ends the export without a bundle.
         progress: called with what is done next, and how far along that is.
 
     Returns:
@@ -95,10 +97,14 @@ def export_bundle(
         say("tables", len(graphs), len(graphs) + 2)
         np.save(partial / bundle.EMBEDDING, model.embedding.numpy().astype(np.float32), allow_pickle=False)
         cos, sin = model.rotary(recipe.layout.length + recipe.decode_length)
-        np.save(partial / bundle.ROTARY, torch.stack([cos, sin], dim=1).numpy().astype(np.float32), allow_pickle=False)
+        np.save(
+            partial / bundle.ROTARY,
+            torch.stack([cos, sin], dim=1).numpy().astype(np.float32),
+            allow_pickle=False,
+        )
         write_recipe(recipe, partial / bundle.RECIPE)
-        for name, source in extras.items():
-            shutil.copyfile(source, partial / name)
+        for name, text in texts.items():
+            (partial / name).write_text(text, encoding="utf-8")
         options = bundle.ExportOptions(opset=opset, versions=_versions())
         bundle.write_manifest(partial, recipe, graphs, options)
         if check is not None:
@@ -111,6 +117,15 @@ def export_bundle(
         shutil.rmtree(partial, ignore_errors=True)
     say("done", len(graphs) + 2, len(graphs) + 2)
     return bundle.load_bundle(out)
+
+
+def text_files(vla: DrivingVla) -> dict[str, str]:
+    """What a bundle needs of a driving VLA beside its graphs: name in the bundle to content."""
+    return {
+        bundle.TOKENIZER: vla.prompt.tokenizer.to_str(pretty=True),
+        bundle.ACTIONS: vla.codec.model_dump_json(indent=1) + "\n",
+        bundle.PREPROCESS: vla.preprocessing.model_dump_json(indent=1) + "\n",
+    }
 
 
 def trace(model: StageModel, recipe: PruningRecipe, graph: contract.Graph, opset: int) -> onnx.ModelProto:
@@ -182,7 +197,9 @@ class WeightsFile:
             tensor.data_location = TensorProto.EXTERNAL
             del tensor.external_data[:]
             for key, value in (
-                ("location", self.path.name), ("offset", self.offsets[digest]), ("length", len(raw))
+                ("location", self.path.name),
+                ("offset", self.offsets[digest]),
+                ("length", len(raw)),
             ):
                 tensor.external_data.add(key=key, value=str(value))
 
@@ -221,7 +238,7 @@ def _flat_names(graph: contract.Graph, arguments: dict[str, Any]) -> list[str]:
 
 
 def _strip(proto: onnx.ModelProto) -> None:
-    """Drop what the exporter notes about its own run (source paths, traces), so that equal exports are equal bytes."""
+    """Drop what the exporter notes about its own run (source paths): equal exports are equal bytes."""
     proto.doc_string = ""
     proto.producer_name, proto.producer_version = "vla_autoprune", ""
     del proto.metadata_props[:]
@@ -243,9 +260,12 @@ def _apply_contract(proto: onnx.ModelProto, graph: contract.Graph) -> None:
     used = {node.op_type for node in proto.graph.node} | {n.op_type for f in proto.functions for n in f.node}
     found = sorted(used.intersection(_FORBIDDEN))
     if found:
-        raise BundleError(f"{graph.name}: the exporter used {', '.join(found)}, which no static engine can hold")
+        raise BundleError(
+            f"{graph.name}: the exporter used {', '.join(found)}, which no static engine can hold"
+        )
     for side, tensors, infos in (
-        ("inputs", graph.inputs, proto.graph.input), ("outputs", graph.outputs, proto.graph.output)
+        ("inputs", graph.inputs, proto.graph.input),
+        ("outputs", graph.outputs, proto.graph.output),
     ):
         by_name = {info.name: info for info in infos}
         if set(by_name) != {tensor.name for tensor in tensors}:

@@ -1,7 +1,7 @@
 """Token selection as a torch module without weights: the graph between two stages.
 
-How many tokens survive is the *length* of the input `keep`, so a profile pins it like any other dimension. Ties go to the
-lower slot, as ONNX's TopK defines it and `pruning.selection.select_top` does.
+How many tokens survive is the *length* of the input `keep`, so a profile pins it like any other dimension.
+Ties go to the lower slot, as ONNX's TopK defines it and `pruning.selection.select_top` does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ GUARANTEED = 3.0e38
 
 
 class Selection(nn.Module):
-    """Keep the best visual tokens; optionally merge a part of the others into the slots of their group's centre."""
+    """Keep the best visual tokens; optionally merge some of the others into the slots of their centres."""
 
     def __init__(self, merges: bool, compact_positions: bool) -> None:
         super().__init__()
@@ -53,8 +53,9 @@ class Selection(nn.Module):
             floors: [cameras] visual tokens each camera keeps at least.
 
         Returns:
-            hidden, cos, sin of the surviving rows [1, m, ..] in their old order; text_rows [t], other_rows [p] and
-            visual_rows [u] renumbered to it; kept [u], the surviving slots; camera [u] if it was given.
+            hidden, cos, sin of the surviving rows [1, m, ..] in their old order; text_rows [t], other_rows
+            [p] and visual_rows [u] renumbered to it; kept [u], the surviving slots; camera [u] if it was
+            given.
         """
         ranking = score if camera is None or floors is None else _with_floors(score, camera, floors)
         if self.merges:
@@ -75,10 +76,15 @@ class Selection(nn.Module):
         rows = rows.index_select(0, in_order)
         survivors = hidden.index_select(1, rows)
         if self.merges:
-            # Slots are (kept, centres); reading them in row order finds each merged vector its centre's place.
-            vectors = torch.cat([hidden[0].index_select(0, visual_rows.index_select(0, slots[: keep.shape[0]])), merged])
+            # Slots are (kept, centres); reading them in row order finds each merged vector its centre's
+            # place.
+            vectors = torch.cat(
+                [hidden[0].index_select(0, visual_rows.index_select(0, slots[: keep.shape[0]])), merged]
+            )
             others = hidden[0].index_select(0, other_rows)
-            survivors = torch.cat([others, vectors.index_select(0, ascending)]).index_select(0, in_order)[None]
+            survivors = torch.cat([others, vectors.index_select(0, ascending)]).index_select(0, in_order)[
+                None
+            ]
         if self.compact_positions:
             cos_out, sin_out = cos[:, : rows.shape[0]], sin[:, : rows.shape[0]]
         else:
@@ -109,7 +115,8 @@ def merge(tokens: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     shifted = tokens - tokens.mean(dim=0, keepdim=True)
     norm = shifted.square().sum(dim=1)
     squared = norm[:, None] + norm[None] - 2 * shifted @ shifted.T
-    # Both halves of a product of matrices can round differently; ties between mutual neighbours must stay ties.
+    # Both halves of a product of matrices can round differently; ties between mutual neighbours must stay
+    # ties.
     squared = torch.maximum(squared, squared.T).clamp_min(0.0).masked_fill(itself, 0.0) / width
     distance = squared.sqrt()
 

@@ -1,7 +1,7 @@
 """Decoder stages as torch modules: transformers' own layers, driven over a fixed KV buffer.
 
-Attention stays fused. What ranking needs, the rows of a few text tokens on the visual columns, is computed beside it from
-the last layer's queries and keys, so the full attention matrix never exists.
+Attention stays fused. What ranking needs, the rows of a few text tokens on the visual columns, is computed
+beside it from the last layer's queries and keys, so the full attention matrix never exists.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from vla_autoprune.recipe import PruningRecipe
 class _FixedCache:
     """Stands in for a transformers cache: layers only call `update`.
 
-    Keys seen by a layer are the whole buffer, filled or not, then the layer's own rows; the mask hides what is empty.
+    Keys seen by a layer are the whole buffer, filled or not, then the layer's own rows; the mask hides what
+    is empty.
     """
 
     def __init__(self, first_layer: int, past: list[Tensor]) -> None:
@@ -46,7 +47,9 @@ class _TextAttention:
     def observe(self, query: Tensor, key: Tensor, visible: Tensor, scaling: float) -> None:
         heads, kv_heads, width = query.shape[1], key.shape[1], query.shape[3]
         rows = self.text_rows.shape[0]
-        text_query = query[0].index_select(1, self.text_rows).reshape(kv_heads, heads // kv_heads * rows, width)
+        text_query = (
+            query[0].index_select(1, self.text_rows).reshape(kv_heads, heads // kv_heads * rows, width)
+        )
         logits = torch.matmul(text_query, key[0].transpose(1, 2)) * scaling
         logits = logits.reshape(heads, rows, -1)
         hidden_from = visible.index_select(0, self.text_rows).logical_not()
@@ -64,7 +67,7 @@ def staged_attention(
     collector: _TextAttention | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface for stages: fused, grouped-query, with a mask of what each row may see.
+    """Attend as transformers' layers ask: fused, grouped-query, with a mask of what each row may see.
 
     Args:
         module: the attention module; not used.
@@ -127,8 +130,8 @@ class Stage(nn.Module):
             encoder_score: [v] the vision tower's score; only where the scorer asks for it.
 
         Returns:
-            hidden [1, n, d]; score [v] if a pruning point follows; complexity [1] of stage 0; then the rows' own key
-            and value per layer, [1, Hkv, n, hd].
+            hidden [1, n, d]; score [v] if a pruning point follows; complexity [1] of stage 0; then the rows'
+            own key and value per layer, [1, Hkv, n, hd].
         """
         slots, rows = past[0].shape[2], hidden.shape[1]
         filled = torch.arange(slots)[None] < past_length[:, None]
@@ -191,7 +194,7 @@ def text_score(attention: Tensor, weight: Tensor, reduction: Literal["mean", "ma
 
 
 def information(attention: Tensor, weight: Tensor) -> Tensor:
-    """Complexity, as `pruning.information.calibrated_information` has it: the logarithm is clamped, nothing is added.
+    """Complexity, as `pruning.information.calibrated_information` has it: clamped logarithms, nothing added.
 
     Args:
         attention: [H, t, v] probabilities.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
-"""transformers' attention interface: (module, query, key, value, mask, **kwargs) to ([b, n, H, hd], weights)."""
+"""What transformers' layers call: (module, query, key, value, mask, **kwargs) to ([b, n, H, hd], weights)."""
 
 
 class StageModel(Protocol):
@@ -46,7 +46,7 @@ class StageModel(Protocol):
         ...
 
     def vision(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels [c, 3, h, w] to projected features [c, patches, d] and the [CLS] row's attention [c, patches]."""
+        """Pixels [c, 3, h, w] to features [c, patches, d] and the [CLS] row's attention [c, patches]."""
         ...
 
     def decoder_attention(self, function: AttentionFunction) -> Any:
@@ -63,21 +63,28 @@ class LlavaAdapter:
 
     def __init__(self, model: LlavaForConditionalGeneration) -> None:
         config = model.config
-        if config.vision_feature_select_strategy != "default" or not isinstance(config.vision_feature_layer, int):
+        if config.vision_feature_select_strategy != "default" or not isinstance(
+            config.vision_feature_layer, int
+        ):
             raise InputError(
                 f"model takes vision features {config.vision_feature_select_strategy!r} of layer "
-                f"{config.vision_feature_layer}; only one layer without its [CLS] row ('default') is supported"
+                f"{config.vision_feature_layer}; only one layer without its [CLS] row ('default') is "
+                "supported"
             )
         self.model = model.float().eval()
         self.decoder = model.model.language_model
         self.tower = getattr(model.model.vision_tower, "vision_model", model.model.vision_tower)
         if not hasattr(self.tower, "pre_layrnorm"):
-            raise InputError(f"vision tower is {type(self.tower).__name__}; only CLIP towers have the [CLS] row needed")
+            raise InputError(
+                f"vision tower is {type(self.tower).__name__}; only CLIP towers have the [CLS] row needed"
+            )
         depth = len(self.tower.encoder.layers)
         layer = config.vision_feature_layer
         self.tower_layers = layer if layer >= 0 else depth + 1 + layer
         if not 1 <= self.tower_layers <= depth:
-            raise InputError(f"vision_feature_layer is {layer}; a tower of {depth} layers allows -{depth}..-1")
+            raise InputError(
+                f"vision_feature_layer is {layer}; a tower of {depth} layers allows -{depth}..-1"
+            )
         self.layers: nn.ModuleList = self.decoder.layers
         self.final_norm: nn.Module = self.decoder.norm
         self.head: nn.Module = model.lm_head
@@ -104,7 +111,7 @@ class LlavaAdapter:
         return cos[0], sin[0]
 
     def vision(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of the configured tower layer, projected, and that layer's [CLS] attention (mean over heads).
+        """Projected features of the configured tower layer, and its [CLS] attention (mean over heads).
 
         Args:
             pixel_values: [c, 3, h, w] normalised images.
@@ -121,11 +128,11 @@ class LlavaAdapter:
 
     @contextmanager
     def decoder_attention(self, function: AttentionFunction) -> Iterator[None]:
-        """Context in which the decoder layers attend through `function`; transformers' own choice returns after it."""
+        """Context in which the decoder layers attend through `function` instead of their own choice."""
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         name = "vla_autoprune"
-        config = self.layers[0].self_attn.config
+        config = self.decoder.config
         chosen = config._attn_implementation
         ALL_ATTENTION_FUNCTIONS.register(name, function)
         config._attn_implementation = name
@@ -135,7 +142,7 @@ class LlavaAdapter:
             config._attn_implementation = chosen
 
 
-def _cls_attention(attention: nn.Module, normed: Tensor) -> Tensor:
+def _cls_attention(attention: Any, normed: Tensor) -> Tensor:
     """Attention of the first row on all others, mean over heads: [c, rows, d] to [c, rows - 1]."""
     images, rows, _ = normed.shape
     query = attention.q_proj(normed[:, :1]).view(images, 1, attention.num_heads, attention.head_dim)
@@ -145,7 +152,7 @@ def _cls_attention(attention: nn.Module, normed: Tensor) -> Tensor:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Hash of a model's weights: names and float32 values in name order, so the stored precision does not matter.
+    """Hash of a model's weights: names and float32 values in name order, however they are stored.
 
     Args:
         model: any module; buffers that are not saved are left out.

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vla_autoprune.errors import InputError
+from vla_autoprune.errors import BundleError, InputError
 from vla_autoprune.frame import CAMERAS, Image
+
+ASPECT_TOLERANCE = 0.05
 
 
 class Preprocessing(BaseModel):
-    """What happens to an image before the tower; as JSON it is part of every bundle.
+    """What happens to an image before the tower; a JSON file of every bundle.
 
-    The whole image is squeezed to a square (its aspect ratio is not kept, nothing is cropped), scaled to 0..1,
-    then normalised per colour channel.
+    The whole image is squeezed to the tower's size (its aspect ratio is not kept, nothing is cropped), every
+    pixel the mean of the area it covers, scaled to 0..1, then normalised per colour channel.
+
+    Attributes:
+        cameras: in the order of the prompt.
+        width: pixels the tower sees.
+        height: pixels the tower sees.
+        aspect_ratio: width over height of the images the model knows; others are refused. None takes any.
+        mean: per channel (RGB), of values in 0..1.
+        std: per channel (RGB).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cameras: tuple[str, ...] = CAMERAS
-    width: int = Field(default=96, ge=16)
-    height: int = Field(default=96, ge=16)
+    width: int = Field(default=96, ge=1)
+    height: int = Field(default=96, ge=1)
+    aspect_ratio: float | None = Field(default=None, gt=0)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
 
@@ -37,26 +50,75 @@ class Preprocessing(BaseModel):
             [cameras, 3, height, width] in the order of `cameras`.
 
         Raises:
-            InputError: a camera is missing, or an image is not uint8 RGB.
+            InputError: a camera is missing, or an image is not uint8 RGB of the known aspect ratio.
+        """
+        pixels = np.empty((len(self.cameras), 3, self.height, self.width), dtype=np.float32)
+        self.fill(pixels, images)
+        return pixels
+
+    def fill(self, pixels: NDArray[np.float32], images: Mapping[str, Image]) -> None:
+        """`apply` into memory that is there.
+
+        Args:
+            pixels: [cameras, 3, height, width], overwritten.
+            images: [height, width, 3] uint8 RGB per camera, of any size.
+
+        Raises:
+            InputError: a camera is missing, or an image is not uint8 RGB of the known aspect ratio.
         """
         import cv2
 
-        pixels = np.empty((len(self.cameras), self.height, self.width, 3), dtype=np.float32)
+        self._check(images)
         for index, camera in enumerate(self.cameras):
-            if camera not in images:
-                raise InputError(
-                    f"the frame has no image of {camera}; the model needs {len(self.cameras)} cameras: "
-                    f"{', '.join(self.cameras)}"
-                )
-            image = images[camera]
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise InputError(
-                    f"image of {camera} is {image.dtype} {list(image.shape)}, expected uint8 [height, width, 3] RGB"
-                )
+            image: NDArray[Any] = images[camera]
             if image.shape[:2] != (self.height, self.width):
                 image = cv2.resize(image, (self.width, self.height), interpolation=cv2.INTER_AREA)
-            pixels[index] = image
-        pixels /= 255.0
-        pixels -= np.array(self.mean, dtype=np.float32)
-        pixels /= np.array(self.std, dtype=np.float32)
-        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+            for channel in range(3):
+                gain = np.float32(1 / (255 * self.std[channel]))
+                np.multiply(image[:, :, channel], gain, out=pixels[index, channel])
+                pixels[index, channel] -= np.float32(self.mean[channel] / self.std[channel])
+
+    def _check(self, images: Mapping[str, Image]) -> None:
+        missing = [camera for camera in self.cameras if camera not in images]
+        if missing:
+            raise InputError(
+                f"recipe expects {len(self.cameras)} cameras of {self.width}x{self.height} "
+                f"({', '.join(self.cameras)}), "
+                f"the frame has {len(images)}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} "
+                "missing; "
+                "a plan needs every camera the model was trained with"
+            )
+        for camera in self.cameras:
+            image = images[camera]
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+                raise InputError(
+                    f"image of {camera} is {image.dtype} {list(image.shape)}, expected uint8 [height, width, "
+                    "3] RGB"
+                )
+            height, width = image.shape[:2]
+            squeezed = (height, width) == (self.height, self.width)
+            if (
+                self.aspect_ratio
+                and not squeezed
+                and abs(width / height / self.aspect_ratio - 1) > ASPECT_TOLERANCE
+            ):
+                raise InputError(
+                    f"image of {camera} is {width}x{height}; the model knows images of width / height "
+                    f"{self.aspect_ratio:.3f} (1600x900 is 1.778), within {ASPECT_TOLERANCE:.0%}: crop it to "
+                    "that shape"
+                )
+
+
+def read_preprocessing(path: Path) -> Preprocessing:
+    """Read a `preprocess.json`.
+
+    Raises:
+        BundleError: it is missing or not valid; the message names file and field.
+    """
+    try:
+        return Preprocessing.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BundleError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error

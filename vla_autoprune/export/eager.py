@@ -1,0 +1,193 @@
+"""The pruned model without stages: transformers' layers and attention matrices, numpy's arithmetic, nothing static.
+
+It shares no code with the exported stages but the layers themselves, so that agreement between the two means something.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vla_autoprune.frame import FloatArray, IntArray
+from vla_autoprune.models.adapter import StageModel
+from vla_autoprune.pruning.information import information
+from vla_autoprune.pruning.merging import group_tokens, merge_counts, merge_sources
+from vla_autoprune.pruning.selection import fused_scores, select_top, text_scores
+from vla_autoprune.recipe import Bucket, PruningRecipe
+
+
+@dataclass(frozen=True)
+class EagerRun:
+    """What a prompt gave.
+
+    Attributes:
+        logits: [decode steps, vocabulary], the first of the prompt's last token.
+        tokens: [decode steps] greedy answer.
+        complexity: bits after stage 0.
+        kept_visual: per stage, indices (0..V-1) of the visual tokens that entered it.
+        scores: per pruning point, the score of every slot.
+    """
+
+    logits: FloatArray
+    tokens: NDArray[np.int64]
+    complexity: float
+    kept_visual: tuple[IntArray, ...]
+    scores: tuple[FloatArray, ...]
+
+
+@dataclass
+class _Sequence:
+    """The rows that are still there: hidden states, prompt positions, and which visual token each one is (or -1)."""
+
+    hidden: Tensor
+    positions: NDArray[np.int64]
+    visual: NDArray[np.int64]
+
+    @property
+    def visual_rows(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self.visual >= 0)
+
+
+class _Layers:
+    """Drives the decoder layer by layer with a cache of its own length each."""
+
+    def __init__(self, model: StageModel, positions: int) -> None:
+        from transformers import DynamicCache
+
+        self.model = model
+        self.cache = DynamicCache()
+        self.cos, self.sin = model.rotary(positions)
+
+    def run(self, layer: int, hidden: Tensor, positions: NDArray[np.int64]) -> tuple[Tensor, FloatArray]:
+        """Hidden states after a layer, and its attention [H, rows, keys]."""
+        module = self.model.layers[layer]
+        past, rows = self.cache.get_seq_length(layer), hidden.shape[1]
+        column, row = torch.arange(past + rows)[None], torch.arange(rows)[:, None]
+        mask = torch.zeros(rows, past + rows).masked_fill(column > past + row, torch.finfo(torch.float32).min)
+        seen: list[Tensor] = []
+        hook = module.self_attn.register_forward_hook(lambda _module, _inputs, output: seen.append(output[1]))
+        try:
+            hidden = module(
+                hidden,
+                attention_mask=mask[None, None],
+                past_key_values=self.cache,
+                position_embeddings=(self.cos[None, positions], self.sin[None, positions]),
+            )
+        finally:
+            hook.remove()
+        return hidden, seen[0][0].numpy()
+
+    def cut(self, layer: int, length: int) -> None:
+        """Forget what a layer cached of the rows from `length` on."""
+        stored = self.cache.layers[layer]
+        stored.keys, stored.values = stored.keys[:, :, :length], stored.values[:, :, :length]
+
+
+@torch.no_grad()
+def run_eager(
+    model: StageModel,
+    recipe: PruningRecipe,
+    bucket: Bucket,
+    token_ids: IntArray,
+    length: int,
+    features: FloatArray,
+    encoder_score: FloatArray,
+    ranking: FloatArray | None = None,
+) -> EagerRun:
+    """Prefill and greedy decoding of one prompt with a bucket's pruning.
+
+    Args:
+        model: the model.
+        recipe: of the calibrated form.
+        bucket: one of its buckets.
+        token_ids: [N] prompt.
+        length: tokens before the padding.
+        features: [V, d] projected visual features.
+        encoder_score: [V] the vision tower's score.
+        ranking: [V] replaces the scores.
+
+    Returns:
+        The run.
+    """
+    from transformers.models.llama.modeling_llama import eager_attention_forward
+
+    with model.decoder_attention(eager_attention_forward):
+        layout = recipe.layout
+        layers = _Layers(model, layout.length + recipe.decode_length)
+        hidden = model.embedding[torch.from_numpy(token_ids)][None].clone()
+        hidden[0, torch.from_numpy(layout.visual_positions)] = torch.from_numpy(features)
+        visual = np.full(layout.length, -1, dtype=np.int64)
+        visual[layout.visual_positions] = np.arange(layout.visual_tokens)
+        sequence = _Sequence(hidden, np.arange(layout.length), visual)
+        complexity = 0.0
+        kept, scores = [np.arange(layout.visual_tokens)], []
+        for layer in range(recipe.model.layers):
+            sequence.hidden, attention = layers.run(layer, sequence.hidden, sequence.positions)
+            rows = sequence.hidden.shape[1]
+            padding = layout.length - length
+            layers.cut(layer, rows - padding)
+            if layer not in recipe.pruning_points:
+                continue
+            point = recipe.pruning_points.index(layer)
+            valid_suffix = np.arange(rows - len(layout.suffix_rows), rows - padding)
+            seen = attention[:, valid_suffix][:, :, sequence.visual_rows]
+            score = text_scores(seen, reduction=recipe.scorer.reduction)
+            if point == 0:
+                complexity = information(seen)
+                if recipe.scorer.encoder_weight:
+                    score = fused_scores(score, encoder_score, recipe.scorer.encoder_weight)
+            if ranking is not None:
+                score = ranking[sequence.visual[sequence.visual_rows]]
+            scores.append(score)
+            sequence = _prune(sequence, score, recipe, bucket.kept[point], bucket.merged[point])
+            kept.append(sequence.visual[sequence.visual_rows])
+        last = sequence.hidden[:, sequence.hidden.shape[1] - (layout.length - length) - 1][:, None]
+        return _decode(model, recipe, layers, last, length, complexity, tuple(kept), tuple(scores))
+
+
+def _prune(
+    sequence: _Sequence, score: FloatArray, recipe: PruningRecipe, keep: int, merge: int
+) -> _Sequence:
+    rows = sequence.visual_rows
+    cameras = recipe.layout.camera_of_visual[sequence.visual[rows]]
+    floors = {recipe.layout.cameras.index(camera): floor for camera, floor in recipe.camera_floors.items()}
+    slots = select_top(score, keep, cameras, floors)
+    hidden = sequence.hidden.clone()
+    if merge:
+        sources = merge_sources(score, slots, merge_counts(len(rows) - keep)[0])
+        grouping = group_tokens(hidden[0, rows[sources]].numpy(), merge, size_epsilon=0.0)
+        centres = sources[grouping.centres]
+        hidden[0, torch.from_numpy(rows[centres])] = torch.from_numpy(grouping.merged)
+        slots = np.concatenate([slots, centres])
+    survivors = np.sort(np.concatenate([np.flatnonzero(sequence.visual < 0), rows[slots]]))
+    positions = sequence.positions[survivors]
+    if recipe.positions == "compact":
+        positions = np.arange(len(survivors))
+    return _Sequence(hidden[:, torch.from_numpy(survivors)], positions, sequence.visual[survivors])
+
+
+def _decode(
+    model: StageModel,
+    recipe: PruningRecipe,
+    layers: _Layers,
+    last: Tensor,
+    length: int,
+    complexity: float,
+    kept: tuple[IntArray, ...],
+    scores: tuple[FloatArray, ...],
+) -> EagerRun:
+    logits = [model.head(model.final_norm(last))[0, 0].numpy()]
+    tokens = [int(logits[0].argmax())]
+    for step in range(recipe.decode_length - 1):
+        hidden = model.embedding[tokens[-1]][None, None]
+        for layer in range(recipe.model.layers):
+            cached = layers.cache.get_seq_length(layer)
+            position = cached if recipe.positions == "compact" else length + step
+            hidden, _ = layers.run(layer, hidden, np.array([position]))
+        logits.append(model.head(model.final_norm(hidden))[0, 0].numpy())
+        tokens.append(int(logits[-1].argmax()))
+    return EagerRun(np.stack(logits), np.array(tokens), complexity, kept, scores)

@@ -1,0 +1,169 @@
+"""The planner: a frame in, a plan out, through a bundle's static stages. No torch here."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+from pydantic import ValidationError
+
+from vla_autoprune import bundle as bundles
+from vla_autoprune.bundle import Bundle
+from vla_autoprune.errors import BundleError, InputError, PlanError
+from vla_autoprune.frame import WAYPOINT_TIMES_S, FloatArray, Frame, Plan
+from vla_autoprune.models.actions import ActionCodec
+from vla_autoprune.models.preprocess import read_preprocessing
+from vla_autoprune.models.prompt import PromptBuilder, clipped_fields
+from vla_autoprune.pruning.policies import random_scores, uniform_scores
+from vla_autoprune.recipe import Bucket, bucket_for
+from vla_autoprune.runtime.backend import Backend
+from vla_autoprune.runtime.decode import Rule, choose_token
+from vla_autoprune.runtime.pipeline import Pipeline, Timings
+
+Policy = Literal["autoprune", "fixed", "random", "uniform"]
+"""How bucket and tokens are chosen.
+
+autoprune: complexity picks the bucket, attention the tokens. fixed: the budget's default bucket for all frames.
+random and uniform: autoprune's buckets, but tokens drawn at random or spread evenly, at the same cost.
+"""
+
+
+class Planner:
+    """Plans frames with a bundle. Same inputs, same outputs; nothing is allocated per frame but the plan.
+
+    Args:
+        bundle: a checked bundle.
+        backend: runs its graphs.
+        budget: one of the recipe's budgets; None prunes nothing.
+        policy: how bucket and tokens are chosen.
+        rule: how an action token is read off its distribution.
+        pipeline: shared with another planner of the same bundle and backend, see `variant`.
+
+    Raises:
+        RecipeError: the recipe has no such budget.
+        InputError: the policy is unknown.
+        BundleError: tokenizer, actions or preprocessing do not fit the recipe.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        budget: float | None = None,
+        policy: Policy = "autoprune",
+        rule: Rule = "median",
+        pipeline: Pipeline | None = None,
+    ) -> None:
+        if policy not in ("autoprune", "fixed", "random", "uniform"):
+            raise InputError(f"policy is {policy!r}; allowed: autoprune, fixed, random, uniform")
+        self.bundle, self.backend = bundle, backend
+        self.recipe = bundle.recipe
+        self.budget, self.policy, self.rule = budget, policy, rule
+        bucket_for(self.recipe, budget)
+        self.preprocessing = read_preprocessing(bundle.path / bundles.PREPROCESS)
+        self.codec = _read_codec(bundle)
+        self.prompt = PromptBuilder.from_files(bundle.path / bundles.TOKENIZER, self.recipe.layout)
+        self._check_fit()
+        self.pipeline = pipeline or Pipeline(bundle, backend)
+
+    def variant(self, budget: float | None, policy: Policy = "autoprune") -> Planner:
+        """A planner with another budget or policy on the same sessions and memory; use one at a time."""
+        return Planner(self.bundle, self.backend, budget, policy, self.rule, self.pipeline)
+
+    def plan(self, frame: Frame) -> Plan:
+        """Plan one frame.
+
+        Args:
+            frame: images of every camera, ego state and command.
+
+        Returns:
+            The plan, with timings of preprocess, vision, prefill and decode and all their steps.
+
+        Raises:
+            InputError: a camera is missing, an image is not of the expected kind, or the ego state is not
+                finite.
+            PlanError: the model's answer is not finite or not a plan.
+        """
+        timings = Timings()
+        with timings.of("total"):
+            with timings.of("preprocess"):
+                self.preprocessing.fill(self.pipeline.pixels, frame.images)
+            with timings.of("prompt"):
+                token_ids = self.prompt.build(frame.ego, frame.command)
+            self.pipeline.encode(timings)
+            prefill = self.pipeline.prefill(
+                token_ids, len(token_ids), self._choose_bucket, timings, self._ranking(frame.token)
+            )
+            tokens: list[int] = []
+            logits = prefill.logits
+            while True:
+                position = len(tokens)
+                tokens.append(choose_token(logits, self.codec.tokens_at(position), self.rule, position))
+                if len(tokens) == self.codec.length:
+                    break
+                logits = self.pipeline.decode(tokens[-1], timings)
+            waypoints = self.codec.decode(tokens)
+        bucket = prefill.bucket
+        return Plan(
+            waypoints_in_ego=waypoints,
+            times_s=WAYPOINT_TIMES_S,
+            text=self.prompt.text(np.array(tokens)),
+            bucket=bucket.name,
+            complexity=prefill.complexity,
+            visual_tokens_into_layers=bucket.visual_tokens_into_layers,
+            kept_visual=prefill.kept_visual,
+            work_fraction=bucket.work_fraction,
+            kv_mib=self.pipeline.kv_bytes(bucket) / 2**20,
+            timings_ms=dict(timings.ms),
+            flags=tuple(f"clipped: {name}" for name in clipped_fields(frame.ego)),
+        )
+
+    def _choose_bucket(self, complexity: float) -> Bucket:
+        return bucket_for(self.recipe, self.budget, None if self.policy == "fixed" else complexity)
+
+    def _ranking(self, token: str) -> FloatArray | None:
+        layout = self.recipe.layout
+        if self.policy == "random":
+            return random_scores(layout.visual_tokens, token)
+        if self.policy == "uniform":
+            return uniform_scores([_grid(span[2]) for span in layout.segments if span[0] == "visual"])
+        return None
+
+    def _check_fit(self) -> None:
+        layout, preprocessing = self.recipe.layout, self.preprocessing
+        if preprocessing.cameras != layout.cameras:
+            raise BundleError(
+                f"{self.bundle.path / bundles.PREPROCESS}: cameras are {list(preprocessing.cameras)}, the "
+                "recipe has "
+                f"{list(layout.cameras)}; export the bundle anew with vla-autoprune export"
+            )
+        if (preprocessing.width, preprocessing.height) != layout.image_size:
+            raise BundleError(
+                f"{self.bundle.path / bundles.PREPROCESS}: images are "
+                f"{preprocessing.width}x{preprocessing.height}, the "
+                f"recipe has {layout.image_size}; export the bundle anew with vla-autoprune export"
+            )
+        if self.codec.length > self.recipe.decode_length:
+            raise BundleError(
+                f"a plan has {self.codec.length} tokens, the recipe's decode_length is "
+                f"{self.recipe.decode_length}; "
+                "make the recipe anew with vla-autoprune calibrate"
+            )
+        if self.codec.steps != len(WAYPOINT_TIMES_S):
+            raise PlanError(f"actions have {self.codec.steps} steps, plans {len(WAYPOINT_TIMES_S)}")
+
+
+def _grid(tokens: int) -> tuple[int, int]:
+    side = math.isqrt(tokens)
+    return (side, side) if side * side == tokens else (1, tokens)
+
+
+def _read_codec(bundle: Bundle) -> ActionCodec:
+    path = bundle.path / bundles.ACTIONS
+    try:
+        return ActionCodec.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise BundleError(
+            f"{path} cannot be read: {error}; export the bundle anew with vla-autoprune export"
+        ) from error
