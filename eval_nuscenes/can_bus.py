@@ -46,7 +46,7 @@ def can_bus_messages(scene: Scene, start_utime: int, keyframes: tuple[int, ...])
 
     Returns:
         Content of can_bus/<scene>_<key>.json by key: the six recorded messages, the derived `meta` and
-        `route`, and `command`, which nuScenes lacks: {"utime", "command": left, straight, right} per keyframe.
+        `route`, and `command`, which nuScenes lacks: left, straight or right with its utime, per keyframe.
     """
     known = _Drive(scene)
     messages: dict[str, Any] = {}

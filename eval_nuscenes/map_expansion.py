@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,10 +91,10 @@ def map_layers(roads: RoadMap, new_token: NewToken) -> MapLayers:
     except ImportError as error:
         raise InputError("writing maps needs shapely: pip install 'vla_autoprune[eval]'") from error
 
-    draw = _Drawing(new_token)
     borders = {lane.name: _borders(lane) for lane in roads.lanes}
     lane_shapes = {name: np.concatenate([right, left[::-1]]) for name, (left, right) in borders.items()}
     lane_corners = [border[end] for pair in borders.values() for border in pair for end in (0, -1)]
+    draw = _Drawing(new_token, np.array(lane_corners).reshape(-1, 2))
     segment_shapes = [*roads.road_segments, *roads.intersections]
 
     areas = _drivable_area([*segment_shapes, *lane_shapes.values()])
@@ -106,7 +106,7 @@ def map_layers(roads: RoadMap, new_token: NewToken) -> MapLayers:
     segments = [
         draw.add(
             ("road_segment", index),
-            polygon_token=draw.polygon(_with_corners(shape, lane_corners)),
+            polygon_token=draw.polygon(shape),
             is_intersection=index >= len(roads.road_segments),
             drivable_area_token=drivable_area,
         )
@@ -124,7 +124,7 @@ def map_layers(roads: RoadMap, new_token: NewToken) -> MapLayers:
         left, right = borders[lanes[0].name][0], borders[lanes[-1].name][1]
         block = draw.add(
             ("road_block", lanes[0].name),
-            polygon_token=draw.polygon(_with_corners(np.concatenate([right, left[::-1]]), lane_corners)),
+            polygon_token=draw.polygon(np.concatenate([right, left[::-1]])),
             from_edge_line_token=draw.line([right[0], left[0]]),
             to_edge_line_token=draw.line([left[-1], right[-1]]),
             road_segment_token=segment_at(lanes[len(lanes) // 2].centreline),
@@ -225,11 +225,12 @@ def arcline_path(centreline: Points) -> list[Record]:
 class _Drawing:
     """Adds records to layers, with their nodes, lines and polygons.
 
-    Nodes are rounded to a millimetre, and nodes closer than 5 cm are one node, so that lanes that follow each
-    other share the nodes of their common edge; the devkit's get_next_roads depends on it.
+    Nodes are rounded to a millimetre, nodes closer than 5 cm are one node, and a polygon gets a node wherever
+    the corner of a lane touches it: the devkit's get_next_roads wants lanes and junctions to share nodes.
     """
 
     new_token: NewToken
+    lane_corners: Points
     layers: MapLayers = field(default_factory=MapLayers)
     _cells: dict[tuple[int, int], list[Record]] = field(default_factory=dict)
 
@@ -251,22 +252,25 @@ class _Drawing:
         self.layers.lists["node"].append(record)
         return token
 
-    def nodes(self, points: Iterable[Sequence[float]] | Points, closed: bool = False) -> list[str]:
-        simple = _simplified(np.asarray(points, dtype=np.float64), closed)
+    def polyline(self, points: Sequence[Sequence[float]] | Points) -> list[str]:
+        simple = _simplified(np.asarray(points, dtype=np.float64), closed=False)
+        return list(dict.fromkeys(self.node(point) for point in simple))
+
+    def ring(self, outline: Points) -> list[str]:
+        simple = _with_corners(_simplified(outline, closed=True), self.lane_corners)
         return list(dict.fromkeys(self.node(point) for point in simple))
 
     def polygon(self, outline: Points, holes: Sequence[Points] = ()) -> str:
-        exterior = self.nodes(outline, closed=True)
-        inner = [{"node_tokens": self.nodes(hole, closed=True)} for hole in holes]
+        exterior, inner = self.ring(outline), [{"node_tokens": self.ring(hole)} for hole in holes]
         count = len(self.layers.lists["polygon"])
         return self.add(("polygon", count), exterior_node_tokens=exterior, holes=inner)
 
-    def line(self, points: Iterable[Sequence[float]] | Points) -> str:
-        return self.add(("line", len(self.layers.lists["line"])), node_tokens=self.nodes(points))
+    def line(self, points: Sequence[Sequence[float]] | Points) -> str:
+        return self.add(("line", len(self.layers.lists["line"])), node_tokens=self.polyline(points))
 
     def divider(self, border: Points, dashed: bool) -> list[Record]:
         marking = "DOUBLE_DASHED_WHITE" if dashed else "NIL"
-        return [{"node_token": token, "segment_type": marking} for token in self.nodes(border)]
+        return [{"node_token": token, "segment_type": marking} for token in self.polyline(border)]
 
 
 def _connect(layers: MapLayers, lanes: Sequence[Lane], new_token: NewToken) -> None:
@@ -335,19 +339,19 @@ def _simplified(points: Points, closed: bool) -> Points:
     return kept[:, 0].astype(np.float64) + anchor
 
 
-def _with_corners(outline: Points, corners: Sequence[Points]) -> Points:
+def _with_corners(outline: Points, corners: Points) -> Points:
     """The outline with those of the corners inserted that lie on it."""
-    points, result = np.asarray(corners).reshape(-1, 2), []
+    result = []
     for start, end in zip(outline, np.roll(outline, -1, axis=0), strict=True):
         result.append(start)
         side = end - start
         length = float(np.linalg.norm(side))
         if length < 2 * _SAME_NODE_M:
             continue
-        along = (points - start) @ side / length
-        beside = np.abs((points - start) @ np.array([-side[1], side[0]])) / length
+        along = (corners - start) @ side / length
+        beside = np.abs((corners - start) @ np.array([-side[1], side[0]])) / length
         on_side = (along > _SAME_NODE_M) & (along < length - _SAME_NODE_M) & (beside < _SAME_NODE_M)
-        result.extend(points[on_side][np.argsort(along[on_side], kind="stable")])
+        result.extend(corners[on_side][np.argsort(along[on_side], kind="stable")])
     return np.array(result)
 
 
@@ -402,13 +406,14 @@ def _deviation(points: Points, arcs: Sequence[_Arc]) -> float:
 
 
 def _arc_record(start: Points, tangent: Points, curvature: float, length: float) -> Record:
-    heading = float(np.arctan2(tangent[1], tangent[0]))
-    straight = abs(curvature) * length**2 / 8 < _STRAIGHT_WITHIN_M
-    # The whole length lies in one of the three segments: the devkit steps past the other, empty ones.
-    lengths = [0.0, length, 0.0] if straight else [length, 0.0, 0.0]
-    turn = 0.0 if straight else curvature * length
+    heading, turn = float(np.arctan2(tangent[1], tangent[0])), curvature * length
     reach = length if abs(turn) < 1e-9 else 2 * np.sin(turn / 2) / curvature
     end = start + reach * np.array([np.cos(heading + turn / 2), np.sin(heading + turn / 2)])
+    straight = abs(turn) * length / 8 < _STRAIGHT_WITHIN_M
+    if straight:
+        heading, turn, length = heading + turn / 2, 0.0, float(reach)
+    # The whole length lies in one of the three segments: the devkit steps past the other, empty ones.
+    lengths = [0.0, length, 0.0] if straight else [length, 0.0, 0.0]
     end_heading = float(np.arctan2(np.sin(heading + turn), np.cos(heading + turn)))
     return {
         "start_pose": [float(start[0]), float(start[1]), heading],
