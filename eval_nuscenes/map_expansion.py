@@ -160,7 +160,6 @@ def map_layers(roads: RoadMap, new_token: NewToken) -> MapLayers:
     for index, points in enumerate(roads.lane_dividers):
         line, marking = draw.line(points), draw.divider(points, dashed=True)
         draw.add(("lane_divider", index), line_token=line, lane_divider_segments=marking)
-    lanes_by_name = {lane.name: lane for lane in roads.lanes}
     for light in roads.lights:
         block = next((blocks[name] for name in light.lanes if name in blocks), "")
         x, y, z = light.position
@@ -180,18 +179,9 @@ def map_layers(roads: RoadMap, new_token: NewToken) -> MapLayers:
             ],
             pose={"tx": x, "ty": y, "tz": z, "rx": 0.0, "ry": 0.0, "rz": light.heading},
         )
-        centreline = lanes_by_name[light.lanes[0]].centreline
-        upstream = centreline[-2] - centreline[-1]
-        upstream *= _STOP_LINE_DEPTH_M / np.linalg.norm(upstream)
-        shape = np.concatenate([light.stop_line, light.stop_line[::-1] + upstream])
-        draw.add(
-            ("stop_line", light.name),
-            polygon_token=draw.polygon(shape),
-            stop_line_type="TRAFFIC_LIGHT",
-            ped_crossing_tokens=[],
-            traffic_light_tokens=[head],
-            road_block_token=block,
-        )
+        draw.stop_line(light.name, light.stop_line, "TRAFFIC_LIGHT", [head], block)
+    for index, ends in enumerate(roads.yield_lines):
+        draw.stop_line(index, ends, "YIELD", [], "")
     return draw.layers
 
 
@@ -267,6 +257,18 @@ class _Drawing:
 
     def line(self, points: Sequence[Sequence[float]] | Points) -> str:
         return self.add(("line", len(self.layers.lists["line"])), node_tokens=self.polyline(points))
+
+    def stop_line(self, name: object, ends: Points, kind: str, lights: list[str], block: str) -> None:
+        along = ends[1] - ends[0]
+        across = np.array([-along[1], along[0]]) * (_STOP_LINE_DEPTH_M / 2 / np.linalg.norm(along))
+        self.add(
+            ("stop_line", name),
+            polygon_token=self.polygon(np.concatenate([ends - across, ends[::-1] + across])),
+            stop_line_type=kind,
+            ped_crossing_tokens=[],
+            traffic_light_tokens=lights,
+            road_block_token=block,
+        )
 
     def divider(self, border: Points, dashed: bool) -> list[Record]:
         marking = "DOUBLE_DASHED_WHITE" if dashed else "NIL"

@@ -496,6 +496,7 @@ def _moved(scene: Scene, east_m: float, north_m: float) -> Scene:
         road_dividers=all_moved(roads.road_dividers),
         lights=lights,
         buildings=tuple((outline + shift, height) for outline, height in roads.buildings),
+        yield_lines=all_moved(roads.yield_lines),
     )
     states = tuple(
         replace(
