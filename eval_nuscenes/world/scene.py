@@ -60,6 +60,8 @@ class RoadMap:
     lights: tuple[TrafficLight, ...]
     buildings: tuple[tuple[Points, float], ...]
     """Footprint and height; scenery only."""
+    yield_lines: tuple[Points, ...] = ()
+    """[2, 2] end points, where the other road has priority and no light says so."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class WorldState:
     ego: EgoPose
     actors: tuple[ActorState, ...]
     lights: tuple[str, ...]
-    """Colour of each light of the map: red, amber or green."""
+    """Colour of each light of the map: red, red_amber (about to turn green), amber or green."""
     command: Command
     """Where the ego's route goes next (known from the route ahead, not from the future trajectory)."""
 
