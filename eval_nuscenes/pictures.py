@@ -206,6 +206,8 @@ def draw_bird_eye(
         road: [N, 2] outlines of drivable area in the ego frame.
         history: [H, 3] where the ego came from.
     """
+    from matplotlib.ticker import MaxNLocator
+
     for outline in road:
         axes.fill(*_up(outline), facecolor=NEUTRAL, alpha=0.2, edgecolor=NEUTRAL, linewidth=0.4)
     for corners in boxes:
@@ -224,6 +226,7 @@ def draw_bird_eye(
     axes.set_xlim(-0.42 * reach - 4, 0.42 * reach + 4)
     axes.set_ylim(-6, reach + 4)
     axes.set_xticks([])
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     axes.tick_params(length=0)
     axes.spines[["bottom", "left"]].set_visible(False)
     axes.set_axisbelow(True)
