@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from eval_nuscenes.world.scene import Lane, Points, RoadMap
 from vla_autoprune.errors import InputError
@@ -27,6 +29,7 @@ NewToken = Callable[..., str]
 """Makes a record's token from what names it, such as ("lane", "north_0"); equal names give equal tokens."""
 
 _MASK_PIXELS_PER_M = 10  # the devkit takes this for granted
+_MASK_STRIP_ROWS = 512
 _CURVE_TOLERANCE_M = 0.02
 _SAME_NODE_M = 0.05
 _STOP_LINE_DEPTH_M = 1.0
@@ -60,15 +63,34 @@ class MapLayers:
         """The content of maps/expansion/<location>.json, for a canvas of this size."""
         return {"version": "1.3", "canvas_edge": [width_m, height_m], **self.lists, **self.dicts}
 
-    def mask(self, width_m: float, height_m: float) -> NDArray[np.uint8]:
-        """The map mask: [height * 10, width * 10], 255 on roads and walkways; row 0 is the north edge."""
-        rows, columns = round(height_m * _MASK_PIXELS_PER_M), round(width_m * _MASK_PIXELS_PER_M)
-        mask = np.zeros((rows, columns), dtype=np.uint8)
+    def write_mask(self, path: Path, width_m: int, height_m: int) -> None:
+        """Write the map mask: 10 pixels a metre, 255 on roads and walkways, row 0 at the north edge.
+
+        It is drawn and packed in strips: the mask of a large data set would not fit in memory.
+        """
+        rows, columns = height_m * _MASK_PIXELS_PER_M, width_m * _MASK_PIXELS_PER_M
         to_pixels = np.array([_MASK_PIXELS_PER_M, -_MASK_PIXELS_PER_M])
-        for outline in self.paved:
-            pixels = np.round(outline * to_pixels + (0, rows)).astype(np.int32)
-            cv2.fillPoly(mask, [pixels], [255 if _signed_area(outline) > 0 else 0])
-        return mask
+        shapes = [
+            (np.round(outline * to_pixels + (0, rows)).astype(np.int32), _signed_area(outline) > 0)
+            for outline in self.paved
+        ]
+        with path.open("wb") as file:
+            file.write(b"\x89PNG\r\n\x1a\n")
+            _write_png_chunk(file, b"IHDR", struct.pack(">IIBBBBB", columns, rows, 8, 0, 0, 0, 0))
+            packer = zlib.compressobj(level=6)
+            for top in range(0, rows, _MASK_STRIP_ROWS):
+                strip = np.zeros((min(_MASK_STRIP_ROWS, rows - top), columns), dtype=np.uint8)
+                for pixels, solid in shapes:
+                    if pixels[:, 1].min() < top + len(strip) and pixels[:, 1].max() >= top:
+                        cv2.fillPoly(
+                            strip, [pixels - np.array([0, top], dtype=np.int32)], [255 if solid else 0]
+                        )
+                unfiltered = np.pad(
+                    strip, ((0, 0), (1, 0))
+                )  # every row of a PNG begins with its filter's number
+                _write_png_chunk(file, b"IDAT", packer.compress(unfiltered.tobytes()))
+            _write_png_chunk(file, b"IDAT", packer.flush())
+            _write_png_chunk(file, b"IEND", b"")
 
 
 def map_layers(roads: RoadMap, new_token: NewToken) -> MapLayers:
@@ -355,6 +377,12 @@ def _with_corners(outline: Points, corners: Points) -> Points:
         on_side = (along > _SAME_NODE_M) & (along < length - _SAME_NODE_M) & (beside < _SAME_NODE_M)
         result.extend(corners[on_side][np.argsort(along[on_side], kind="stable")])
     return np.array(result)
+
+
+def _write_png_chunk(file: IO[bytes], kind: bytes, content: bytes) -> None:
+    if content or kind != b"IDAT":
+        file.write(struct.pack(">I", len(content)) + kind + content)
+        file.write(struct.pack(">I", zlib.crc32(kind + content)))
 
 
 def _signed_area(outline: Points) -> float:

@@ -49,7 +49,7 @@ STATES_PER_KEYFRAME = 5
 """Keyframes come at 2 Hz, states at 10 Hz."""
 FIRST_SCENE_NUMBER = 2001
 """Above the numbers of nuScenes, some of which the devkit refuses or warns about."""
-MOST_SCENES = 2000
+MOST_SCENES = 1000
 Split = Literal["train", "calibration", "val"]
 
 Simulate = Callable[[str, int, float, str], Scene]
@@ -512,8 +512,7 @@ def _moved(scene: Scene, east_m: float, north_m: float) -> Scene:
 def _write_map(folder: Path, location: str, layers: MapLayers, width_m: int, height_m: int) -> None:
     expansion = layers.expansion(float(width_m), float(height_m))
     _write_json(folder / "maps" / "expansion" / f"{location}.json", expansion)
-    _, png = cv2.imencode(".png", layers.mask(width_m, height_m), [cv2.IMWRITE_PNG_COMPRESSION, 6])
-    (folder / mask_path(location)).write_bytes(png.tobytes())
+    layers.write_mask(folder / mask_path(location), width_m, height_m)
 
 
 class _JsonList(contextlib.AbstractContextManager["_JsonList"]):
