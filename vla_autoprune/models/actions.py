@@ -71,8 +71,8 @@ class ActionCodec(BaseModel):
 
         Args:
             waypoints_in_ego: [..., steps, 2 or 3] x, y (metres) of one path or many; a heading is not needed,
-                the path implies it. Steps longer than the largest distance and turns sharper than the outermost
-                curvature are clipped.
+                the path implies it. Steps longer than the largest distance and turns sharper than the
+                outermost curvature are clipped.
 
         Returns:
             [..., 2 * steps] token ids: distance, curvature, distance, …

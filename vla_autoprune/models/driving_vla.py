@@ -28,6 +28,7 @@ from vla_autoprune.models.tokenizer import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -70,6 +71,22 @@ class DrivingVla:
     codec: ActionCodec
     preprocessing: Preprocessing
 
+    @property
+    def decoder_config(self) -> Any:
+        """The LlamaConfig."""
+        return self.model.config.text_config
+
+    @property
+    def tower_config(self) -> Any:
+        """The CLIPVisionConfig."""
+        return self.model.config.vision_config
+
+    def to(self, device: torch.device) -> DrivingVla:
+        """Move the model, in place."""
+        torch_module: Any = self.model
+        torch_module.to(device)
+        return self
+
 
 def model_config(size: ModelSize, tokenizer: Tokenizer) -> LlavaConfig:
     """The transformers configuration of a size.
@@ -81,13 +98,14 @@ def model_config(size: ModelSize, tokenizer: Tokenizer) -> LlavaConfig:
 
     if size.width % size.heads or size.heads % size.kv_heads or (size.width // size.heads) % 2:
         raise InputError(
-            f"width {size.width} with {size.heads} heads and {size.kv_heads} KV heads does not divide; the width "
-            "must be an even multiple of the heads, the heads a multiple of the KV heads"
+            f"width {size.width} with {size.heads} heads and {size.kv_heads} KV heads does not divide; the "
+            "width must be an even multiple of the heads, the heads a multiple of the KV heads"
         )
-    special = {
-        "bos_token_id": tokenizer.token_to_id(BOS),
-        "eos_token_id": tokenizer.token_to_id(EOS),
-        "pad_token_id": tokenizer.token_to_id(PAD),
+    vocabulary = tokenizer.get_vocab()
+    special: dict[str, Any] = {
+        "bos_token_id": vocabulary[BOS],
+        "eos_token_id": vocabulary[EOS],
+        "pad_token_id": vocabulary[PAD],
     }
     return LlavaConfig(
         vision_config=CLIPVisionConfig(
@@ -111,7 +129,7 @@ def model_config(size: ModelSize, tokenizer: Tokenizer) -> LlavaConfig:
             tie_word_embeddings=False,
             **special,
         ),
-        image_token_index=tokenizer.token_to_id(IMAGE),
+        image_token_index=vocabulary[IMAGE],
         image_seq_length=(size.image_size // size.patch_size) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
@@ -152,14 +170,16 @@ def build_model(size: ModelSize | None = None, seed: int = 0) -> DrivingVla:
 
 
 def save_model(vla: DrivingVla, directory: Path) -> None:
-    """Write a model's files in half precision; an existing directory is replaced when all of them are written.
+    """Write a model's files in half precision; an existing directory is replaced once all are written.
 
     Args:
         vla: the model; stays as it is.
         directory: its parent must exist or be creatable.
     """
     import torch
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     directory.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
@@ -189,10 +209,12 @@ def load_model(directory: Path) -> DrivingVla:
     """
     import torch
     from transformers import LlavaForConditionalGeneration
+    from transformers.utils import logging
 
     for name in MODEL_FILES:
         if not (directory / name).is_file():
             raise InputError(f"{directory} has no {name}; a model directory holds {', '.join(MODEL_FILES)}")
+    logging.disable_progress_bar()
     try:
         codec = ActionCodec.model_validate_json((directory / "actions.json").read_text(encoding="utf-8"))
         preprocessing = Preprocessing.model_validate_json(
@@ -203,7 +225,7 @@ def load_model(directory: Path) -> DrivingVla:
         )
     except Exception as error:  # pydantic, safetensors and transformers each raise their own
         raise InputError(f"the model in {directory} cannot be read: {error}") from error
-    vision = model.config.vision_config
+    vision: Any = model.config.vision_config
     return DrivingVla(
         model=model.eval(),
         prompt=PromptBuilder.from_files(

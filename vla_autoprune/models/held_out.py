@@ -1,4 +1,4 @@
-"""How good the model is on scenes it was not trained on, and whether its attention ranks tokens better than chance."""
+"""How well the model drives scenes it was not trained on, and whether its attention beats chance."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ class HeldOut:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_rows", np.arange(min(self.scenes, len(self.store))))
 
-    def compare(self, vla: DrivingVla, cameras: Sequence[int] = tuple(range(len(CAMERAS)))) -> dict[str, OpenLoop]:
+    def compare(
+        self, vla: DrivingVla, cameras: Sequence[int] = tuple(range(len(CAMERAS)))
+    ) -> dict[str, OpenLoop]:
         """The model, the same model with grey images, and constant velocity."""
         return {
             "model": self.drive(vla, cameras),
@@ -144,7 +146,9 @@ class HeldOut:
                 model, prefix, features, suffix, vla.codec.length, pruning=pruning, generator=generator
             )
             for row, answer in zip(rows, tokens.cpu().numpy(), strict=True):
-                allowed = all(token in vla.codec.tokens_at(place) for place, token in enumerate(answer.tolist()))
+                allowed = all(
+                    token in vla.codec.tokens_at(place) for place, token in enumerate(answer.tolist())
+                )
                 if allowed:
                     plans[row] = vla.codec.decode(answer)
         model.train(was_training)
@@ -165,7 +169,7 @@ class HeldOut:
             The figures on L2 at 3 s.
         """
         points, counts = tuple(pruning_points), tuple(kept)
-        layers = vla.model.config.text_config.num_hidden_layers
+        layers = vla.decoder_config.num_hidden_layers
         visual = vla.prompt.layout.visual_tokens
         into = [visual] * layers
         for point, count in zip(points, counts, strict=True):
@@ -193,7 +197,7 @@ class HeldOut:
 
     def rank_tests(self, vla: DrivingVla, budgets: Sequence[float] = (0.5, 0.25)) -> tuple[RankTest, ...]:
         """The rank test for every default pruning point alone (a quarter kept) and for whole schedules."""
-        layers = vla.model.config.text_config.num_hidden_layers
+        layers = vla.decoder_config.num_hidden_layers
         visual = vla.prompt.layout.visual_tokens
         points = default_pruning_points(layers)
         tests = [self.rank_test(vla, (point,), (visual // 4,)) for point in points]
@@ -225,7 +229,9 @@ def normalise(images: Tensor, vla: DrivingVla) -> Tensor:
     return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
-def paired_test(differences: FloatArray, resamples: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
+def paired_test(
+    differences: FloatArray, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
     """Bootstrap interval and sign-flip test of a mean of paired differences.
 
     Args:

@@ -48,11 +48,11 @@ class PromptBuilder:
     def __init__(self, tokenizer: Tokenizer, layout: PromptLayout):
         self.tokenizer = tokenizer
         self.layout = layout
-        image = self._id(IMAGE)
-        prefix = [self._id(BOS)]
+        image = self.token_of(IMAGE)
+        prefix = [self.token_of(BOS)]
         for span in layout.segments:
             if span[0] == "visual":
-                prefix += [self._id(camera_word(span[1])), *[image] * span[2]]
+                prefix += [self.token_of(camera_word(span[1])), *[image] * span[2]]
         self._prefix = np.array(prefix, dtype=np.int64)
         if len(prefix) + SUFFIX_LENGTH != layout.length:
             raise BundleError(
@@ -99,13 +99,18 @@ class PromptBuilder:
 
     def suffix(self, ego: EgoState, command: Command) -> NDArray[np.int64]:
         """[SUFFIX_LENGTH] token ids after the last image."""
-        return np.array([self._id(word) for word in ego_words(ego, command)], dtype=np.int64)
+        return np.array([self.token_of(word) for word in ego_words(ego, command)], dtype=np.int64)
 
     def text(self, tokens: NDArray[np.integer]) -> str:
         """Tokens as words, for people."""
         return " ".join(self.tokenizer.id_to_token(int(token)) or "?" for token in tokens)
 
-    def _id(self, word: str) -> int:
+    def token_of(self, word: str) -> int:
+        """Id of a word.
+
+        Raises:
+            BundleError: the tokenizer does not know it.
+        """
         token = self.tokenizer.token_to_id(word)
         if token is None:
             raise BundleError(f"the tokenizer does not know the word {word!r}; it belongs to another model")

@@ -9,11 +9,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor
 
 from vla_autoprune.errors import InputError
@@ -77,7 +85,13 @@ def progress_bar() -> Progress:
 
 
 def make_scenes(
-    make: SceneMaker, first_seed: int, scenes: int, cache: Path, fingerprint: str, workers: int, what: str = ""
+    make: SceneMaker,
+    first_seed: int,
+    scenes: int,
+    cache: Path,
+    fingerprint: str,
+    workers: int,
+    what: str = "",
 ) -> list[Path]:
     """Make scenes with worker processes and keep them in shards; shards that exist are reused.
 
@@ -123,7 +137,8 @@ def make_scenes(
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
             futures = [
-                pool.submit(_make_shard, make, first_seed + index * SHARD_SCENES, shard) for index, shard in missing
+                pool.submit(_make_shard, make, first_seed + index * SHARD_SCENES, shard)
+                for index, shard in missing
             ]
             try:
                 for future in as_completed(futures):
@@ -141,7 +156,7 @@ def load_scenes(shards: Sequence[Path], vla: DrivingVla, device: torch.device) -
     Args:
         shards: as `make_scenes` returns them.
         vla: whose prompt and actions the queries are written in.
-        device: on "cuda" everything is held there, images included (0.17 MB a scene); else images stay on disk.
+        device: on "cuda" everything is held there, images included (0.17 MB a scene); else they stay on disk.
 
     Returns:
         The store.
@@ -159,14 +174,11 @@ def load_scenes(shards: Sequence[Path], vla: DrivingVla, device: torch.device) -
         except (OSError, ValueError) as error:
             raise InputError(f"{shard} cannot be read ({error}); delete it, it is made anew") from error
     table = {name: np.concatenate([record[name] for record in records]) for name in records[0]}
-    suffixes: dict[tuple, NDArray[np.int64]] = {}
     suffix_ids = np.empty((*table["ego"].shape[:2], SUFFIX_LENGTH), dtype=np.int64)
-    for index in np.ndindex(*table["ego"].shape[:2]):
-        speed, acceleration, yaw_rate = (round(float(value), 3) for value in table["ego"][index])
-        key = (speed, acceleration, yaw_rate, int(table["command"][index]))
-        if key not in suffixes:
-            suffixes[key] = vla.prompt.suffix(EgoState(speed, acceleration, yaw_rate), COMMANDS[key[3]])
-        suffix_ids[index] = suffixes[key]
+    for place in np.ndindex(*table["ego"].shape[:2]):
+        speed, acceleration, yaw_rate = (float(value) for value in table["ego"][place])
+        command = COMMANDS[int(table["command"][place])]
+        suffix_ids[place] = vla.prompt.suffix(EgoState(speed, acceleration, yaw_rate), command)
     held: list[NDArray[np.uint8]] | Tensor = images
     if device.type == "cuda":
         held = torch.empty((len(table["ego"]), *images[0].shape[1:]), dtype=torch.uint8, device=device)
@@ -190,10 +202,13 @@ def _make_shard(make: SceneMaker, first_seed: int, shard: Path) -> None:
     scenes = [make(first_seed + index) for index in range(SHARD_SCENES)]
     queries = [scene.queries for scene in scenes]
     images = np.stack([scene.images for scene in scenes])
-    table = {
+    table: dict[str, NDArray[Any]] = {
         "labels": np.stack([scene.patch_labels for scene in scenes]).astype(np.float16),
         "ego": np.array(
-            [[(q.ego.speed_mps, q.ego.acceleration_mps2, q.ego.yaw_rate_rps) for q in some] for some in queries],
+            [
+                [(q.ego.speed_mps, q.ego.acceleration_mps2, q.ego.yaw_rate_rps) for q in some]
+                for some in queries
+            ],
             dtype=np.float32,
         ),
         "command": np.array([[COMMANDS.index(q.command) for q in some] for some in queries], dtype=np.int8),

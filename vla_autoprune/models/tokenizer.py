@@ -77,9 +77,9 @@ def action_codec(tokenizer: Tokenizer) -> ActionCodec:
     """The action bins with the token ids they have in a tokenizer of `build_tokenizer`."""
     words = _action_words()
     distances = ActionCodec(first_distance_token=0, first_curvature_token=0).distance_bins
+    vocabulary = tokenizer.get_vocab()
     return ActionCodec(
-        first_distance_token=tokenizer.token_to_id(words[0]),
-        first_curvature_token=tokenizer.token_to_id(words[distances]),
+        first_distance_token=vocabulary[words[0]], first_curvature_token=vocabulary[words[distances]]
     )
 
 
@@ -102,7 +102,7 @@ def ordinal_families(tokenizer: Tokenizer) -> tuple[range, ...]:
     """Token ids whose order is the order of the numbers they print, one range per family of bins."""
     codec = action_codec(tokenizer)
     starts_and_sizes = [
-        (tokenizer.token_to_id(scale.words[0]), len(scale.words))
+        (tokenizer.get_vocab()[scale.words[0]], len(scale.words))
         for scale in (SPEED_MPS, ACCELERATION_MPS2, YAW_RATE_RPS)
     ]
     families = [range(start, start + size) for start, size in starts_and_sizes]
