@@ -146,6 +146,8 @@ def write_manifest(
     files = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         relative = path.relative_to(folder).as_posix()
+        if relative == MANIFEST:
+            continue
         size, digest = path.stat().st_size, _sha256(path)
         files.append(FileEntry(path=relative, role=_role(relative), bytes=size, sha256=digest))
     manifest = Manifest(

@@ -49,5 +49,10 @@ def main() -> None:
 
 # Each module registers its commands on `app` when it is imported.
 from vla_autoprune.cli import (  # noqa: E402, F401
+    calibrate,
+    evaluate,
+    export,
+    predict,
     recipe,
+    train,
 )

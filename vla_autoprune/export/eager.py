@@ -1,11 +1,13 @@
-"""The pruned model without stages: transformers' layers and attention matrices, numpy's arithmetic, nothing static.
+"""The pruned model without stages: transformers' layers and attention matrices, numpy's arithmetic.
 
-It shares no code with the exported stages but the layers themselves, so that agreement between the two means something.
+It shares no code with the exported stages but the layers themselves, so that agreement between the two means
+something.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ class EagerRun:
         complexity: bits after stage 0.
         kept_visual: per stage, indices (0..V-1) of the visual tokens that entered it.
         scores: per pruning point, the score of every slot.
+        hidden: per stage, [rows, d] hidden states after its last layer.
     """
 
     logits: FloatArray
@@ -37,11 +40,12 @@ class EagerRun:
     complexity: float
     kept_visual: tuple[IntArray, ...]
     scores: tuple[FloatArray, ...]
+    hidden: tuple[FloatArray, ...]
 
 
 @dataclass
 class _Sequence:
-    """The rows that are still there: hidden states, prompt positions, and which visual token each one is (or -1)."""
+    """The rows that are left: hidden states, prompt positions, and which visual token each one is (or -1)."""
 
     hidden: Tensor
     positions: NDArray[np.int64]
@@ -64,7 +68,7 @@ class _Layers:
 
     def run(self, layer: int, hidden: Tensor, positions: NDArray[np.int64]) -> tuple[Tensor, FloatArray]:
         """Hidden states after a layer, and its attention [H, rows, keys]."""
-        module = self.model.layers[layer]
+        module: Any = self.model.layers[layer]
         past, rows = self.cache.get_seq_length(layer), hidden.shape[1]
         column, row = torch.arange(past + rows)[None], torch.arange(rows)[:, None]
         mask = torch.zeros(rows, past + rows).masked_fill(column > past + row, torch.finfo(torch.float32).min)
@@ -83,7 +87,7 @@ class _Layers:
 
     def cut(self, layer: int, length: int) -> None:
         """Forget what a layer cached of the rows from `length` on."""
-        stored = self.cache.layers[layer]
+        stored: Any = self.cache.layers[layer]
         stored.keys, stored.values = stored.keys[:, :, :length], stored.values[:, :, :length]
 
 
@@ -123,35 +127,58 @@ def run_eager(
         visual = np.full(layout.length, -1, dtype=np.int64)
         visual[layout.visual_positions] = np.arange(layout.visual_tokens)
         sequence = _Sequence(hidden, np.arange(layout.length), visual)
-        complexity = 0.0
-        kept, scores = [np.arange(layout.visual_tokens)], []
-        for layer in range(recipe.model.layers):
-            sequence.hidden, attention = layers.run(layer, sequence.hidden, sequence.positions)
-            rows = sequence.hidden.shape[1]
-            padding = layout.length - length
-            layers.cut(layer, rows - padding)
-            if layer not in recipe.pruning_points:
-                continue
-            point = recipe.pruning_points.index(layer)
-            valid_suffix = np.arange(rows - len(layout.suffix_rows), rows - padding)
-            seen = attention[:, valid_suffix][:, :, sequence.visual_rows]
-            score = text_scores(seen, reduction=recipe.scorer.reduction)
-            if point == 0:
-                complexity = information(seen)
-                if recipe.scorer.encoder_weight:
-                    score = fused_scores(score, encoder_score, recipe.scorer.encoder_weight)
-            if ranking is not None:
-                score = ranking[sequence.visual[sequence.visual_rows]]
-            scores.append(score)
-            sequence = _prune(sequence, score, recipe, bucket.kept[point], bucket.merged[point])
-            kept.append(sequence.visual[sequence.visual_rows])
-        last = sequence.hidden[:, sequence.hidden.shape[1] - (layout.length - length) - 1][:, None]
-        return _decode(model, recipe, layers, last, length, complexity, tuple(kept), tuple(scores))
+        prompt = _prefill(model, recipe, bucket, layers, sequence, length, encoder_score, ranking)
+        return _decode(model, recipe, layers, prompt, length)
 
 
-def _prune(
-    sequence: _Sequence, score: FloatArray, recipe: PruningRecipe, keep: int, merge: int
-) -> _Sequence:
+@dataclass
+class _Prompt:
+    last: Tensor
+    complexity: float
+    kept: list[IntArray]
+    scores: list[FloatArray]
+    hidden: list[FloatArray]
+
+
+def _prefill(
+    model: StageModel,
+    recipe: PruningRecipe,
+    bucket: Bucket,
+    layers: _Layers,
+    sequence: _Sequence,
+    length: int,
+    encoder_score: FloatArray,
+    ranking: FloatArray | None,
+) -> _Prompt:
+    layout = recipe.layout
+    padding = layout.length - length
+    seen = _Prompt(sequence.hidden, 0.0, [np.arange(layout.visual_tokens)], [], [])
+    for layer in range(recipe.model.layers):
+        sequence.hidden, attention = layers.run(layer, sequence.hidden, sequence.positions)
+        rows = sequence.hidden.shape[1]
+        layers.cut(layer, rows - padding)
+        if layer in (*recipe.pruning_points, recipe.model.layers - 1):
+            seen.hidden.append(sequence.hidden[0].numpy())
+        if layer not in recipe.pruning_points:
+            continue
+        point = recipe.pruning_points.index(layer)
+        suffix = np.arange(rows - len(layout.suffix_rows), rows - padding)
+        text_to_visual = attention[:, suffix][:, :, sequence.visual_rows]
+        score = text_scores(text_to_visual, reduction=recipe.scorer.reduction)
+        if point == 0:
+            seen.complexity = information(text_to_visual)
+            if recipe.scorer.encoder_weight:
+                score = fused_scores(score, encoder_score, recipe.scorer.encoder_weight)
+        if ranking is not None:
+            score = ranking[sequence.visual[sequence.visual_rows]]
+        sequence = _prune(sequence, score, recipe, bucket.kept[point], bucket.merged[point])
+        seen.scores.append(score)
+        seen.kept.append(sequence.visual[sequence.visual_rows])
+    seen.last = sequence.hidden[:, sequence.hidden.shape[1] - padding - 1][:, None]
+    return seen
+
+
+def _prune(sequence: _Sequence, score: FloatArray, recipe: PruningRecipe, keep: int, merge: int) -> _Sequence:
     rows = sequence.visual_rows
     cameras = recipe.layout.camera_of_visual[sequence.visual[rows]]
     floors = {recipe.layout.cameras.index(camera): floor for camera, floor in recipe.camera_floors.items()}
@@ -171,16 +198,9 @@ def _prune(
 
 
 def _decode(
-    model: StageModel,
-    recipe: PruningRecipe,
-    layers: _Layers,
-    last: Tensor,
-    length: int,
-    complexity: float,
-    kept: tuple[IntArray, ...],
-    scores: tuple[FloatArray, ...],
+    model: StageModel, recipe: PruningRecipe, layers: _Layers, prompt: _Prompt, length: int
 ) -> EagerRun:
-    logits = [model.head(model.final_norm(last))[0, 0].numpy()]
+    logits = [model.head(model.final_norm(prompt.last))[0, 0].numpy()]
     tokens = [int(logits[0].argmax())]
     for step in range(recipe.decode_length - 1):
         hidden = model.embedding[tokens[-1]][None, None]
@@ -190,4 +210,11 @@ def _decode(
             hidden, _ = layers.run(layer, hidden, np.array([position]))
         logits.append(model.head(model.final_norm(hidden))[0, 0].numpy())
         tokens.append(int(logits[-1].argmax()))
-    return EagerRun(np.stack(logits), np.array(tokens), complexity, kept, scores)
+    return EagerRun(
+        logits=np.stack(logits),
+        tokens=np.array(tokens),
+        complexity=prompt.complexity,
+        kept_visual=tuple(prompt.kept),
+        scores=tuple(prompt.scores),
+        hidden=tuple(prompt.hidden),
+    )

@@ -19,6 +19,7 @@ from torch import nn
 
 from vla_autoprune import __version__, bundle, contract
 from vla_autoprune.errors import BundleError, InputError
+from vla_autoprune.export.pinning import require_static
 from vla_autoprune.export.selection import Selection
 from vla_autoprune.export.stages import Head, Stage, staged_attention
 from vla_autoprune.export.vision import Vision
@@ -93,6 +94,7 @@ def export_bundle(
                 say(graph.name, index, len(graphs) + 2)
                 proto = trace(model, recipe, graph, opset)
                 weights.take(proto)
+                require_static(proto, graph)
                 (partial / f"{graph.name}.onnx").write_bytes(proto.SerializeToString(deterministic=True))
         say("tables", len(graphs), len(graphs) + 2)
         np.save(partial / bundle.EMBEDDING, model.embedding.numpy().astype(np.float32), allow_pickle=False)
@@ -105,7 +107,7 @@ def export_bundle(
         write_recipe(recipe, partial / bundle.RECIPE)
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
-        options = bundle.ExportOptions(opset=opset, versions=_versions())
+        options = bundle.ExportOptions(opset=opset, versions=tool_versions())
         bundle.write_manifest(partial, recipe, graphs, options)
         if check is not None:
             say("parity", len(graphs) + 1, len(graphs) + 2)
@@ -295,7 +297,8 @@ def _replace_directory(partial: Path, out: Path) -> None:
     shutil.rmtree(old)
 
 
-def _versions() -> dict[str, str]:
+def tool_versions() -> dict[str, str]:
+    """Versions that decide on an export's bytes."""
     import onnx
     import onnxscript
     import transformers

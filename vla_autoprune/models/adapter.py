@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_autoprune.errors import InputError
+from vla_autoprune.frame import IntArray
 from vla_autoprune.recipe import ModelShape
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ class StageModel(Protocol):
 
     def vision(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels [c, 3, h, w] to features [c, patches, d] and the [CLS] row's attention [c, patches]."""
+        ...
+
+    def generate(self, token_ids: IntArray, pixel_values: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Greedy answer of the whole, untouched model: [steps] tokens and [steps, vocabulary] logits."""
         ...
 
     def decoder_attention(self, function: AttentionFunction) -> Any:
@@ -125,6 +130,31 @@ class LlavaAdapter:
         last = self.tower.encoder.layers[self.tower_layers - 1]
         cls_attention = _cls_attention(last.self_attn, last.layer_norm1(hidden))
         return self.model.model.multi_modal_projector(last(hidden, None)[:, 1:]), cls_attention
+
+    def generate(self, token_ids: IntArray, pixel_values: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Greedy answer by transformers' own `generate`.
+
+        Args:
+            token_ids: [N] prompt without padding.
+            pixel_values: [c, 3, h, w] normalised images.
+            steps: tokens to generate; the end token does not stop it.
+
+        Returns:
+            [steps] tokens and [steps, vocabulary] logits.
+        """
+        with torch.no_grad():
+            answer: Any = self.model.generate(
+                input_ids=torch.from_numpy(token_ids)[None],
+                attention_mask=torch.ones(1, len(token_ids), dtype=torch.long),
+                pixel_values=pixel_values,
+                max_new_tokens=steps,
+                min_new_tokens=steps,
+                do_sample=False,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        logits = torch.cat(answer.logits)
+        return logits.argmax(dim=-1), logits
 
     @contextmanager
     def decoder_attention(self, function: AttentionFunction) -> Iterator[None]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,9 @@ _UNCHANGED = (
     "floors",
     "kept",
 )
+
+Inspect = Callable[[int, Callable[[str], NDArray[Any]]], None]
+"""Called with a stage and a function that reads one of its outputs by name."""
 
 ChooseBucket = Callable[[float], Bucket]
 """From the complexity of stage 0 to the bucket of the rest."""
@@ -169,6 +173,7 @@ class Pipeline:
         choose: ChooseBucket,
         timings: Timings,
         ranking: FloatArray | None = None,
+        inspect: Inspect | None = None,
     ) -> Prefill:
         """Run the prompt through the stages, on the features of the last `encode`.
 
@@ -178,6 +183,7 @@ class Pipeline:
             choose: picks the bucket from the complexity.
             timings: receives embed, stage_XX, select_XX, head and their sum prefill.
             ranking: [V] scores that replace the stages' own at every pruning point.
+            inspect: shown the outputs of every stage, to find where a difference begins.
 
         Returns:
             Logits and what happened.
@@ -206,6 +212,8 @@ class Pipeline:
                 if stage:
                     with timings.of(step.graph):
                         self._run(step)
+                if inspect is not None:
+                    inspect(stage, partial(self._read, step))
                 filled.append(self._store(step, stage, bucket, length))
                 if following is not None and following.graph.startswith("stage"):
                     kept.append(visual)

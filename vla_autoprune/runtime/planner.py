@@ -19,14 +19,22 @@ from vla_autoprune.pruning.policies import random_scores, uniform_scores
 from vla_autoprune.recipe import Bucket, bucket_for
 from vla_autoprune.runtime.backend import Backend
 from vla_autoprune.runtime.decode import Rule, choose_token
-from vla_autoprune.runtime.pipeline import Pipeline, Timings
+from vla_autoprune.runtime.pipeline import ChooseBucket, Pipeline, Timings
 
 Policy = Literal["autoprune", "fixed", "random", "uniform"]
 """How bucket and tokens are chosen.
 
-autoprune: complexity picks the bucket, attention the tokens. fixed: the budget's default bucket for all frames.
-random and uniform: autoprune's buckets, but tokens drawn at random or spread evenly, at the same cost.
+autoprune: complexity picks the bucket, attention the tokens. fixed: the budget's default bucket for all
+frames. random and uniform: autoprune's buckets, but tokens drawn at random or spread evenly, at the same
+cost.
 """
+
+POLICIES: dict[str, Policy] = {
+    "autoprune": "autoprune",
+    "fixed": "fixed",
+    "random": "random",
+    "uniform": "uniform",
+}
 
 
 class Planner:
@@ -55,8 +63,8 @@ class Planner:
         rule: Rule = "median",
         pipeline: Pipeline | None = None,
     ) -> None:
-        if policy not in ("autoprune", "fixed", "random", "uniform"):
-            raise InputError(f"policy is {policy!r}; allowed: autoprune, fixed, random, uniform")
+        if policy not in POLICIES:
+            raise InputError(f"policy is {policy!r}; allowed: {', '.join(POLICIES)}")
         self.bundle, self.backend = bundle, backend
         self.recipe = bundle.recipe
         self.budget, self.policy, self.rule = budget, policy, rule
@@ -85,6 +93,20 @@ class Planner:
                 finite.
             PlanError: the model's answer is not finite or not a plan.
         """
+        return self._plan(frame, self._choose_bucket)
+
+    def plan_in_bucket(self, frame: Frame, name: str) -> Plan:
+        """Plan one frame in a given bucket, whatever its complexity.
+
+        Raises:
+            RecipeError: the recipe has no such bucket.
+            InputError: as `plan`.
+            PlanError: as `plan`.
+        """
+        bucket = self.recipe.bucket(name)
+        return self._plan(frame, lambda _: bucket)
+
+    def _plan(self, frame: Frame, choose: ChooseBucket) -> Plan:
         timings = Timings()
         with timings.of("total"):
             with timings.of("preprocess"):
@@ -93,7 +115,7 @@ class Planner:
                 token_ids = self.prompt.build(frame.ego, frame.command)
             self.pipeline.encode(timings)
             prefill = self.pipeline.prefill(
-                token_ids, len(token_ids), self._choose_bucket, timings, self._ranking(frame.token)
+                token_ids, len(token_ids), choose, timings, self._ranking(frame.token)
             )
             tokens: list[int] = []
             logits = prefill.logits

@@ -1,0 +1,310 @@
+"""Does a bundle compute what the original model computes? Stage by stage, and from images to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engines.onnxruntime import OnnxRuntimeBackend
+from vla_autoprune import contract
+from vla_autoprune.bundle import SAMPLES, Bundle, load_bundle
+from vla_autoprune.errors import ParityError
+from vla_autoprune.export.eager import EagerRun, run_eager
+from vla_autoprune.export.export import export_bundle, text_files
+from vla_autoprune.frame import Command, EgoState, FloatArray, IntArray
+from vla_autoprune.models.adapter import StageModel
+from vla_autoprune.models.driving_vla import DrivingVla
+from vla_autoprune.recipe import Bucket, PruningRecipe
+from vla_autoprune.runtime.backend import Backend
+from vla_autoprune.runtime.pipeline import Pipeline, Prefill, Timings
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit, and of a hidden state relative to its largest value."""
+
+TIE = 1e-6
+"""Scores that differ by less than this share of the largest rank as equal; either token may be kept."""
+
+
+@dataclass(frozen=True)
+class ParityInput:
+    """One prompt with images.
+
+    Attributes:
+        pixel_values: [c, 3, h, w] normalised.
+        token_ids: [N] prompt, padded to the layout's length.
+        length: tokens before the padding.
+    """
+
+    pixel_values: FloatArray
+    token_ids: IntArray
+    length: int
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """What was compared, and the largest differences.
+
+    Attributes:
+        comparisons: prompts times buckets.
+        ties: comparisons left out because two tokens scored equally at the cut.
+        stage_error: largest relative difference of hidden states, by stage.
+        logit_error: largest difference of a logit, over all answers.
+        generate_error: the same between the unpruned bundle and transformers' own `generate`.
+    """
+
+    comparisons: int
+    ties: int
+    stage_error: tuple[float, ...]
+    logit_error: float
+    generate_error: float
+
+
+def parity_inputs(
+    bundle: Bundle, prompts: Sequence[IntArray], mean: Sequence[float], std: Sequence[float], seed: int = 0
+) -> list[ParityInput]:
+    """Smooth random images for prompts: nothing to download, yet not noise.
+
+    Args:
+        bundle: gives the image shape.
+        prompts: [N] token ids each, without padding.
+        mean: per channel, as in preprocessing.
+        std: per channel.
+        seed: of the images.
+
+    Returns:
+        One input per prompt.
+    """
+    cameras, _, height, width = bundle.graphs[contract.VISION].inputs[0].pinned({})
+    generator = np.random.default_rng(seed)
+    shift, scale = (np.asarray(values, dtype=np.float32)[:, None, None] for values in (mean, std))
+    inputs = []
+    for token_ids in prompts:
+        coarse = generator.uniform(0, 1, size=(cameras, 5, 8, 3)).astype(np.float32)
+        images = np.stack([cv2.resize(image, (width, height)) for image in coarse])
+        pixels = (images.transpose(0, 3, 1, 2) - shift) / scale
+        inputs.append(ParityInput(np.ascontiguousarray(pixels), token_ids, len(token_ids)))
+    return inputs
+
+
+def check_parity(
+    bundle: Bundle,
+    backend: Backend,
+    model: StageModel,
+    inputs: Sequence[ParityInput],
+    *,
+    tolerance: float = TOLERANCE,
+    record: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ParityReport:
+    """Compare every bucket on every input with the eager pruned model, and the full one with `generate`.
+
+    Args:
+        bundle: the bundle.
+        backend: runs it.
+        model: the original.
+        inputs: prompts with images.
+        tolerance: see `TOLERANCE`.
+        record: folder to write the inputs and the original's answers to, for checks where torch is absent.
+        progress: called with comparisons done and to do.
+
+    Returns:
+        The differences.
+
+    Raises:
+        ParityError: a difference is too large, other tokens are kept or generated; the message says where.
+    """
+    pipeline = Pipeline(bundle, backend)
+    buckets = bundle.recipe.buckets
+    stage_error = np.zeros(len(bundle.recipe.stages))
+    logit_error, generate_error, ties = 0.0, 0.0, 0
+    for number, given in enumerate(inputs):
+        answers: dict[str, EagerRun] = {}
+        with torch.no_grad():
+            features, encoder = (
+                value.numpy() for value in model.vision(torch.from_numpy(given.pixel_values))
+            )
+        features, encoder = features.reshape(-1, features.shape[-1]), encoder.reshape(-1)
+        for index, bucket in enumerate(buckets):
+            if progress is not None:
+                progress(number * len(buckets) + index, len(inputs) * len(buckets))
+            eager = run_eager(model, bundle.recipe, bucket, given.token_ids, given.length, features, encoder)
+            answers[bucket.name] = eager
+            staged = _run_staged(pipeline, bucket, given, eager)
+            where = f"bucket {bucket.name}, input {number}"
+            if not _same_tokens(staged.prefill, eager, bucket, where):
+                ties += 1
+                continue
+            errors = staged.stage_errors
+            stage_error = np.maximum(stage_error, errors)
+            if not errors.max() <= tolerance:
+                first = int(np.flatnonzero(~(errors <= tolerance))[0])
+                raise ParityError(
+                    f"{contract.stage_name(first)} ({where}): hidden states differ by {errors[first]:.2e} of "
+                    "their "
+                    f"largest value, allowed is {tolerance:.0e}; the export does not compute what the model "
+                    "computes"
+                )
+            difference = _compare_answers(staged, eager.tokens, eager.logits, tolerance, where)
+            logit_error = max(logit_error, difference)
+            if bucket is buckets[0] and given.length == len(given.token_ids):
+                tokens, logits = model.generate(
+                    given.token_ids, torch.from_numpy(given.pixel_values), bundle.recipe.decode_length
+                )
+                where = f"unpruned bundle against transformers' generate, input {number}"
+                difference = _compare_answers(staged, tokens.numpy(), logits.numpy(), tolerance, where)
+                generate_error = max(generate_error, difference)
+        if record is not None:
+            _record(record / f"sample_{number:02d}.npz", given, answers)
+    if ties > len(inputs) * len(buckets) / 4:
+        raise ParityError(
+            f"{ties} of {len(inputs) * len(buckets)} comparisons met tied scores; the scores of this model "
+            "do not rank "
+            "its visual tokens"
+        )
+    return ParityReport(
+        comparisons=len(inputs) * len(buckets),
+        ties=ties,
+        stage_error=tuple(stage_error.tolist()),
+        logit_error=logit_error,
+        generate_error=generate_error,
+    )
+
+
+def export_checked(
+    model: StageModel,
+    vla: DrivingVla,
+    recipe: PruningRecipe,
+    out: Path,
+    *,
+    opset: int = 23,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[Bundle, ParityReport]:
+    """Export a driving VLA, check the bundle in ONNX Runtime and record samples before it gets its name.
+
+    Args:
+        model: `vla`, taken apart.
+        vla: the model with prompt, actions and preprocessing.
+        recipe: made for it.
+        out: the bundle's directory.
+        opset: 18 or 23.
+        progress: called with what is done next, and how far along that is.
+
+    Returns:
+        The bundle and what the check found.
+
+    Raises:
+        ParityError: the bundle does not compute what the model computes; nothing is left of it then.
+    """
+    reports: list[ParityReport] = []
+
+    def check(folder: Path) -> None:
+        bundle = load_bundle(folder)
+        prompts = [
+            vla.prompt.build(EgoState(8.0, 0.0, 0.0), Command.STRAIGHT),
+            vla.prompt.build(EgoState(4.2, -1.0, 0.2), Command.LEFT),
+        ]
+        inputs = parity_inputs(bundle, prompts, vla.preprocessing.mean, vla.preprocessing.std)
+        backend = OnnxRuntimeBackend(bundle)
+        try:
+            reports.append(
+                check_parity(
+                    bundle,
+                    backend,
+                    model,
+                    inputs,
+                    record=folder / SAMPLES,
+                    progress=None if progress is None else partial(progress, "parity"),
+                )
+            )
+        finally:
+            backend.close()
+
+    bundle = export_bundle(model, recipe, out, text_files(vla), opset=opset, check=check, progress=progress)
+    return bundle, reports[0]
+
+
+@dataclass(frozen=True)
+class _Staged:
+    prefill: Prefill
+    stage_errors: NDArray[np.float64]
+    logits: FloatArray
+    tokens: NDArray[np.int64]
+
+
+def _run_staged(pipeline: Pipeline, bucket: Bucket, given: ParityInput, eager: EagerRun) -> _Staged:
+    timings = Timings()
+    errors = np.zeros(len(pipeline.stages))
+
+    def inspect(stage: int, read: Callable[[str], NDArray[np.floating]]) -> None:
+        found, wanted = read("hidden_out")[0], eager.hidden[stage]
+        if found.shape == wanted.shape:
+            errors[stage] = np.abs(found - wanted).max() / np.abs(wanted).max()
+
+    pipeline.pixels[:] = given.pixel_values
+    pipeline.encode(timings)
+    prefill = pipeline.prefill(given.token_ids, given.length, lambda _: bucket, timings, inspect=inspect)
+    logits = [prefill.logits.copy()]
+    # The original's tokens are fed back, so that one different token does not hide how close the rest is.
+    for token in eager.tokens[:-1]:
+        logits.append(pipeline.decode(int(token), timings).copy())
+    stacked = np.stack(logits)
+    return _Staged(prefill, errors, stacked, stacked.argmax(axis=1))
+
+
+def _same_tokens(staged: Prefill, eager: EagerRun, bucket: Bucket, where: str) -> bool:
+    """Whether the same visual tokens were kept; False if only tied scores made the difference."""
+    for point, score in enumerate(eager.scores):
+        found, wanted = staged.kept_visual[point + 1], eager.kept_visual[point + 1]
+        if np.array_equal(found, wanted):
+            continue
+        slots = eager.kept_visual[point]
+        score_of = dict(zip(slots.tolist(), score.tolist(), strict=True))
+        swapped = [score_of[token] for token in np.setxor1d(found, wanted).tolist() if token in score_of]
+        if swapped and max(swapped) - min(swapped) <= TIE * float(np.abs(score).max()):
+            return False
+        raise ParityError(
+            f"pruning point {point} ({where}): keeps other visual tokens than the original, "
+            f"{np.setdiff1d(found, wanted)[:5].tolist()} instead of "
+            f"{np.setdiff1d(wanted, found)[:5].tolist()}"
+        )
+    return True
+
+
+def _compare_answers(
+    staged: _Staged, tokens: IntArray, logits: FloatArray, tolerance: float, where: str
+) -> float:
+    difference = float(np.abs(staged.logits - logits).max())
+    if not difference <= tolerance:
+        step = int(np.abs(staged.logits - logits).max(axis=1).argmax())
+        raise ParityError(
+            f"{where}: logits of answer token {step} differ by {difference:.2e}, allowed is {tolerance:.0e}"
+        )
+    if not np.array_equal(staged.tokens, tokens):
+        step = int(np.flatnonzero(staged.tokens != tokens)[0])
+        raise ParityError(
+            f"{where}: answer token {step} is {staged.tokens[step]}, the original says {tokens[step]}"
+        )
+    return difference
+
+
+def _record(path: Path, given: ParityInput, answers: dict[str, EagerRun]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    arrays: dict[str, NDArray] = {
+        "pixel_values": given.pixel_values,
+        "token_ids": given.token_ids,
+        "length": np.array(given.length),
+        "complexity": np.array(next(iter(answers.values())).complexity),
+    }
+    for name, run in answers.items():
+        arrays[f"{name}/tokens"] = run.tokens
+        arrays[f"{name}/first_logits"] = run.logits[0]
+        for stage, kept in enumerate(run.kept_visual):
+            arrays[f"{name}/kept_{stage:02d}"] = kept.astype(np.int32)
+    np.savez_compressed(path, **arrays)

@@ -1,0 +1,218 @@
+"""`vla-autoprune calibrate`: fit the mapping from complexity to slope on data, and write a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from vla_autoprune.cli import app
+from vla_autoprune.errors import InputError
+
+if TYPE_CHECKING:
+    from eval_nuscenes.nuscenes_reader import NuScenesSplit
+    from vla_autoprune.pruning.calibration import MappingFit
+    from vla_autoprune.runtime.slope_losses import KnownDrive, SlopeLosses
+
+
+@app.command()
+def calibrate(
+    root: Path = typer.Option(..., "--root", metavar="DIR", help="Data root in nuScenes format."),
+    version: str = typer.Option("v1.0-synth", "--version", help="Name of the folder with the tables."),
+    split: str = typer.Option("calibration", "--split", help="Split to fit on; never the one you report."),
+    out: Path = typer.Option(Path("out/recipe.json"), "--out", metavar="FILE", help="Recipe to write."),
+    model: Path | None = typer.Option(
+        None, "--model", metavar="DIR", help="A trained model; the shipped one unless given."
+    ),
+    budgets: str = typer.Option(
+        "0.6,0.4,0.25", "--budgets", help="Mean shares of visual tokens in the decoder."
+    ),
+    slopes: str | None = typer.Option(
+        None, "--slopes", help="Slopes of each budget; default: the recipe's own."
+    ),
+    points: str | None = typer.Option(
+        None, "--points", help="Drop tokens after these decoder layers; default: spread over the depth."
+    ),
+    reduction: str = typer.Option("mean", "--reduction", help="Score over heads and text rows: mean or max."),
+    encoder_weight: float = typer.Option(
+        0.0, "--encoder-weight", min=0, help="Weight of the tower's [CLS] attention at the first point."
+    ),
+    recovery: bool = typer.Option(False, "--recovery", help="Merge part of the dropped tokens."),
+    command_source: str = typer.Option(
+        "route", "--command-source", help="route, or future (a label leak, for data without routes)."
+    ),
+    limit: int | None = typer.Option(200, "--limit", min=1, help="Frames to use, spread over the split."),
+    threads: int | None = typer.Option(None, "--threads", min=1, help="CPU threads; all cores unless given."),
+) -> None:
+    """Choose from data which frames keep their tokens longer, and write the pruning recipe.
+
+    Every frame is planned in every bucket; per budget, the mapping from complexity
+    to slope with the smallest distance to the expert is fitted, its sign included,
+    and judged on held-out scenes against one fixed slope and shuffled
+    complexities. The measurements go beside the recipe.
+
+    Example: vla-autoprune calibrate --root out/synth --out out/recipe.json
+    """
+    from engines.onnxruntime import OnnxRuntimeBackend
+    from eval_nuscenes.nuscenes_reader import NuScenesSplit
+    from vla_autoprune.export.export import export_bundle, text_files
+    from vla_autoprune.models.adapter import LlavaAdapter
+    from vla_autoprune.models.driving_vla import load_model, load_shipped
+    from vla_autoprune.pruning.calibration import fit_mapping
+    from vla_autoprune.recipe import DEFAULT_SLOPES, Scorer, build_recipe, write_recipe
+    from vla_autoprune.runtime.planner import Planner
+    from vla_autoprune.runtime.slope_losses import measure_slopes
+
+    if reduction not in ("mean", "max"):
+        raise InputError(f"--reduction is {reduction!r}; allowed: mean, max")
+    if command_source not in ("route", "future"):
+        raise InputError(f"--command-source is {command_source!r}; allowed: route, future")
+    console = Console()
+    vla = load_shipped() if model is None else load_model(model)
+    adapter = LlavaAdapter(vla.model)
+    samples = NuScenesSplit(root, version, split, command_source, limit)  # type: ignore[arg-type]
+    samples.check_images(vla.prompt.layout.cameras)
+    options: dict[str, Any] = {
+        "decode_length": vla.codec.length,
+        "budgets": _numbers("--budgets", budgets),
+        "pruning_points": None if points is None else [int(p) for p in _numbers("--points", points)],
+        "scorer": Scorer(reduction=reduction, encoder_weight=encoder_weight),  # type: ignore[arg-type]
+        "recovery": recovery,
+    }
+    shape = adapter.shape("driving_vla" if model is None else model.name)
+    steps = DEFAULT_SLOPES if slopes is None else sorted(_numbers("--slopes", slopes))
+    provisional = build_recipe(shape, vla.prompt.layout, slopes=steps, **options)
+
+    columns = (
+        TextColumn("[bold]{task.description}[/]"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=console) as progress:
+        exporting = progress.add_task("exporting", total=None)
+        bundle = export_bundle(
+            adapter,
+            provisional,
+            Path(folder) / "bundle",
+            text_files(vla),
+            progress=lambda _, done, total: progress.update(exporting, completed=done, total=total),
+        )
+        backend = OnnxRuntimeBackend(bundle, threads=threads)
+        planning = progress.add_task(f"planning in {len(provisional.buckets)} buckets", total=len(samples))
+        measured = measure_slopes(
+            Planner(bundle, backend),
+            _drives(samples, vla.prompt.layout.cameras),
+            lambda done: progress.update(planning, completed=done),
+        )
+        progress.update(planning, completed=len(samples))
+        backend.close()
+
+    fits = {}
+    for budget in provisional.budgets:
+        buckets = provisional.buckets_of(budget)
+        try:
+            fits[budget] = fit_mapping(
+                measured.complexities,
+                measured.losses[budget],
+                [bucket.slope for bucket in buckets],
+                [bucket.work_fraction for bucket in buckets],
+                measured.scenes,
+            )
+        except ValueError as error:
+            raise InputError(f"split {split} of {root}: {error}; synth --scenes makes more") from error
+    recipe = build_recipe(
+        shape, vla.prompt.layout, mappings={budget: fit.mapping for budget, fit in fits.items()}, **options
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_recipe(recipe, out)
+    record = out.with_suffix(".calibration.json")
+    _write_record(record, measured, fits, samples.data_hash)
+    _print(console, measured, fits)
+    console.print(
+        f"wrote {out} and the measurements, {record}; look at it with: vla-autoprune recipe show {out}"
+    )
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"{option} is {text!r}; expected numbers separated by commas, like 0.6,0.4,0.25"
+        ) from None
+
+
+def _drives(samples: NuScenesSplit, cameras: tuple[str, ...]) -> Iterator[KnownDrive]:
+    from vla_autoprune.runtime.slope_losses import KnownDrive
+
+    for sample in samples:
+        yield KnownDrive(sample.frame(cameras), sample.scene, sample.future_in_ego, sample.future_exists)
+
+
+def _write_record(path: Path, measured: SlopeLosses, fits: dict[float, MappingFit], data_hash: str) -> None:
+    document = {
+        "data_sha256": data_hash,
+        "loss": "mean distance to the expert's waypoints, metres",
+        "failed_frames": measured.failed,
+        "fits": {f"{budget:g}": dataclasses.asdict(fit) for budget, fit in fits.items()},
+        "frames": [
+            {
+                "token": token,
+                "scene": scene,
+                "complexity_bits": round(bits, 6),
+                "unpruned": round(whole, 4),
+                "losses": {
+                    f"{budget:g}": losses[index].round(4).tolist()
+                    for budget, losses in measured.losses.items()
+                },
+            }
+            for index, (token, scene, bits, whole) in enumerate(
+                zip(
+                    measured.tokens,
+                    measured.scenes,
+                    measured.complexities.tolist(),
+                    measured.unpruned.tolist(),
+                    strict=True,
+                )
+            )
+        ],
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(document, indent=1) + "\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _print(console: Console, measured: SlopeLosses, fits: dict[float, MappingFit]) -> None:
+    bits = measured.complexities
+    console.print(
+        f"{len(bits)} frames of {len(set(measured.scenes))} scenes ({measured.failed} left out); complexity "
+        f"{bits.mean():.3f} ± {bits.std():.3f} bits; distance to the expert without pruning "
+        f"{measured.unpruned.mean():.3f} m"
+    )
+    table = Table(
+        "budget", "slopes by rising complexity", "edges, bits", "adaptive", "fixed", "shuffled", "finding"
+    )
+    for budget, fit in fits.items():
+        table.add_row(
+            f"{budget:.0%}",
+            ", ".join(f"{slope:g}" for slope in fit.mapping.slopes),
+            ", ".join(f"{edge:.3f}" for edge in fit.mapping.edges),
+            f"{fit.adaptive_loss:.3f}",
+            f"{fit.fixed_loss:.3f}",
+            f"{fit.shuffled_loss:.3f}",
+            fit.verdict,
+        )
+    console.print(table)

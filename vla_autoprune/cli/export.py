@@ -1,0 +1,122 @@
+"""`vla-autoprune export`: a model and a recipe become a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from vla_autoprune.cli import app
+from vla_autoprune.errors import BundleError
+
+if TYPE_CHECKING:
+    from engines.parity import ParityReport
+    from vla_autoprune.bundle import Bundle
+    from vla_autoprune.models.adapter import StageModel
+    from vla_autoprune.models.driving_vla import DrivingVla
+    from vla_autoprune.recipe import PruningRecipe
+
+
+@app.command()
+def export(
+    out: Path = typer.Argument(..., metavar="BUNDLE", help="Directory to make."),
+    recipe: Path | None = typer.Option(
+        None,
+        "--recipe",
+        metavar="FILE",
+        help="Recipe from calibrate; default: the model's recipe.json, else the published mapping.",
+    ),
+    model: Path | None = typer.Option(
+        None, "--model", metavar="DIR", help="A trained model; the shipped one unless given."
+    ),
+    opset: int = typer.Option(
+        23, "--opset", help="ONNX operator set: 23, or 18 for TensorRT of JetPack 6 and older runtimes."
+    ),
+    anew: bool = typer.Option(
+        False, "--anew", help="Export even if the bundle there has the same model, recipe and options."
+    ),
+) -> None:
+    """Export vision tower, decoder stages and head to ONNX, check them against the model, write a bundle.
+
+    Every bucket is compared with an eager pruned model and the unpruned one with
+    transformers' generate; if a difference is too large, there is no bundle. A
+    bundle of the same model, recipe and options is reused.
+
+    The shipped model:  vla-autoprune export out/bundle
+
+    Your own:  vla-autoprune export out/bundle --model out/train/model --recipe out/recipe.json
+    """
+    from engines.parity import export_checked
+    from vla_autoprune.models.adapter import LlavaAdapter
+    from vla_autoprune.models.driving_vla import SHIPPED, load_model, load_shipped
+
+    console = Console()
+    vla = load_shipped() if model is None else load_model(model)
+    adapter = LlavaAdapter(vla.model)
+    chosen = _recipe(recipe, model or SHIPPED, adapter, vla)
+    if not anew and _is_current(out, chosen, opset):
+        console.print(f"{out} is already the bundle of this model, recipe and opset; --anew exports it again")
+        return
+    with Progress(
+        TextColumn("[bold]export[/]"),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=console,
+    ) as progress:
+        task = progress.add_task("", total=None)
+        bundle, report = export_checked(
+            adapter,
+            vla,
+            chosen,
+            out,
+            opset=opset,
+            progress=lambda what, done, total: progress.update(
+                task, description=what, completed=done, total=total
+            ),
+        )
+    _print_result(console, bundle, report)
+
+
+def _recipe(file: Path | None, model: Path, adapter: StageModel, vla: DrivingVla) -> PruningRecipe:
+    from vla_autoprune.recipe import build_recipe, read_recipe
+
+    if file is None and (model / "recipe.json").is_file():
+        file = model / "recipe.json"
+    if file is not None:
+        return read_recipe(file)
+    return build_recipe(adapter.shape(model.name), vla.prompt.layout, decode_length=vla.codec.length)
+
+
+def _is_current(out: Path, recipe: PruningRecipe, opset: int) -> bool:
+    from vla_autoprune.bundle import load_bundle
+    from vla_autoprune.export.export import tool_versions
+
+    try:
+        manifest = load_bundle(out).manifest
+    except BundleError:
+        return False
+    return (
+        manifest.recipe_sha256 == recipe.sha256
+        and manifest.options.opset == opset
+        and manifest.options.versions == tool_versions()
+    )
+
+
+def _print_result(console: Console, bundle: Bundle, report: ParityReport) -> None:
+    size = sum(entry.bytes for entry in bundle.manifest.files) / 2**20
+    console.print(
+        f"[bold]{bundle.path}[/]: {len(bundle.graphs)} graphs, {len(bundle.recipe.buckets)} buckets, "
+        f"{size:.1f} MiB, "
+        f"opset {bundle.manifest.options.opset}, id {bundle.manifest.bundle_id[:12]}"
+    )
+    console.print(
+        f"parity: {report.comparisons} comparisons, {report.ties} ties; logits within "
+        f"{report.logit_error:.1e} of the "
+        f"eager pruned model, within {report.generate_error:.1e} of transformers' generate; hidden states "
+        "within "
+        f"{max(report.stage_error):.1e}"
+    )

@@ -1,0 +1,166 @@
+"""`vla-autoprune predict`: one plan from six image files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vla_autoprune.cli import app
+from vla_autoprune.errors import InputError
+from vla_autoprune.frame import Command, EgoState, Frame, Plan
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@app.command()
+def predict(
+    bundle: Path = typer.Argument(..., metavar="BUNDLE", help="Directory written by export."),
+    images: Path = typer.Option(
+        ..., "--images", metavar="DIR", help="One image file per camera, CAM_FRONT and so on in their names."
+    ),
+    speed: float = typer.Option(..., "--speed", help="Of the ego vehicle, m/s."),
+    acceleration: float = typer.Option(0.0, "--acceleration", help="m/s², negative when braking."),
+    yaw_rate: float = typer.Option(0.0, "--yaw-rate", help="rad/s, positive to the left."),
+    command: Command = typer.Option(Command.STRAIGHT, "--command", help="Where the route goes next."),
+    budget: float | None = typer.Option(
+        None,
+        "--budget",
+        help="Mean share of visual tokens in the decoder; one of the recipe's. Default: all.",
+    ),
+    policy: str = typer.Option("autoprune", "--policy", help="autoprune, fixed, random or uniform."),
+    out: Path = typer.Option(Path("out/predict"), "--out", metavar="DIR", help="For the two result files."),
+    threads: int | None = typer.Option(None, "--threads", min=1, help="CPU threads; all cores unless given."),
+) -> None:
+    """Plan one frame of image files; write waypoints.json and picture.png.
+
+    Example: vla-autoprune predict out/bundle --images keyframe --speed 6 --command left --budget 0.4
+    """
+    from engines.onnxruntime import OnnxRuntimeBackend
+    from vla_autoprune.bundle import load_bundle
+    from vla_autoprune.runtime.planner import POLICIES, Planner
+
+    if policy not in POLICIES:
+        raise InputError(f"--policy is {policy!r}; allowed: {', '.join(POLICIES)}")
+    loaded = load_bundle(bundle)
+    planner = Planner(loaded, OnnxRuntimeBackend(loaded, threads=threads), budget, POLICIES[policy])
+    frame = Frame(
+        images=read_images(images, loaded.recipe.layout.cameras),
+        ego=EgoState(speed, acceleration, yaw_rate),
+        command=command,
+        token=images.resolve().name,
+    )
+    planner.plan(frame)  # the first run also pays for memory; its timings would mislead
+    plan = planner.plan(frame)
+
+    from eval_nuscenes.pictures import plan_picture
+
+    out.mkdir(parents=True, exist_ok=True)
+    picture = plan_picture(frame, plan, loaded.recipe.layout)
+    _write(
+        out / "waypoints.json",
+        (json.dumps(_document(plan, frame, loaded.manifest.bundle_id), indent=1) + "\n").encode(),
+    )
+    _write(out / "picture.png", picture)
+    _print(plan, out)
+
+
+def read_images(folder: Path, cameras: Sequence[str]) -> dict[str, Any]:
+    """The image file of every camera in a folder.
+
+    A file belongs to a camera when its name is the camera's, or holds it between double underscores as
+    nuScenes names its files.
+
+    Args:
+        folder: where they are.
+        cameras: names.
+
+    Returns:
+        [height, width, 3] RGB images by camera.
+
+    Raises:
+        InputError: the folder is missing, or a camera has no file, several, or one that is no image.
+    """
+    from eval_nuscenes.nuscenes_reader import read_image
+
+    if not folder.is_dir():
+        raise InputError(f"--images: {folder} is not a directory; give one with an image file per camera")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = {}
+    for camera in cameras:
+        pattern = re.compile(rf"(^|__){re.escape(camera)}(__|\.)", re.IGNORECASE)
+        matches = [path for path in files if pattern.search(path.name)]
+        if len(matches) != 1:
+            what = f"{len(matches)} images: {', '.join(p.name for p in matches)}" if matches else "no image"
+            raise InputError(
+                f"--images: {folder} has {what} of {camera}; the model needs exactly one of each of "
+                f"{', '.join(cameras)}, named like {camera}.jpg"
+            )
+        found[camera] = read_image(matches[0])
+    return found
+
+
+def _document(plan: Plan, frame: Frame, bundle_id: str) -> dict[str, Any]:
+    return {
+        "waypoints": [
+            {
+                "time_s": time,
+                "x_m": round(float(x), 4),
+                "y_m": round(float(y), 4),
+                "heading_rad": round(float(h), 5),
+            }
+            for time, (x, y, h) in zip(plan.times_s, plan.waypoints_in_ego, strict=True)
+        ],
+        "frame": "ego: x forward, y left, rear axle, at the time of the images",
+        "ego": {
+            "speed_mps": frame.ego.speed_mps,
+            "acceleration_mps2": frame.ego.acceleration_mps2,
+            "yaw_rate_rps": frame.ego.yaw_rate_rps,
+        },
+        "command": frame.command.value,
+        "answer": plan.text,
+        "bucket": plan.bucket,
+        "complexity_bits": plan.complexity,
+        "visual_tokens_into_layers": list(plan.visual_tokens_into_layers),
+        "work_fraction": plan.work_fraction,
+        "kv_mib": plan.kv_mib,
+        "timings_ms": {step: round(value, 3) for step, value in plan.timings_ms.items()},
+        "flags": list(plan.flags),
+        "bundle_id": bundle_id,
+    }
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _print(plan: Plan, out: Path) -> None:
+    console = Console()
+    table = Table("time", "x forward", "y left", "heading", title=f"bucket {plan.bucket}")
+    for time, (x, y, heading) in zip(plan.times_s, plan.waypoints_in_ego, strict=True):
+        table.add_row(f"{time:.1f} s", f"{x:.2f} m", f"{y:+.2f} m", f"{heading:+.3f} rad")
+    console.print(table)
+    visual = plan.visual_tokens_into_layers
+    split = " · ".join(
+        f"{step} {plan.timings_ms[step]:.1f}" for step in ("preprocess", "vision", "prefill", "decode")
+    )
+    console.print(
+        f"visual tokens into the layers {sum(visual) / len(visual):.1f} of {visual[0]}, work "
+        f"{plan.work_fraction:.0%}, "
+        f"KV {plan.kv_mib:.2f} MiB, {plan.timings_ms['total']:.1f} ms ({split})"
+    )
+    for flag in plan.flags:
+        console.print(f"note: {flag}", style="yellow")
+    console.print(f"wrote {out / 'waypoints.json'} and {out / 'picture.png'}")

@@ -1,0 +1,77 @@
+"""Proof that a graph is static: with a variant's values for its symbols, no shape stays open."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vla_autoprune import contract
+from vla_autoprune.errors import BundleError
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def pin(proto: onnx.ModelProto, graph: contract.Graph, variant: str) -> onnx.ModelProto:
+    """A copy of a graph in one variant: inputs have their static shapes, what follows from them is folded.
+
+    Args:
+        proto: the graph; weights may be external, they are not read.
+        graph: its tensors.
+        variant: whose values the symbols get.
+
+    Returns:
+        The copy, with an inferred shape for every value.
+
+    Raises:
+        BundleError: inference contradicts the contract's output shapes; the message names graph and variant.
+    """
+    import onnx
+    from onnxscript import optimizer
+
+    symbols = graph.variants[variant]
+    pinned = onnx.ModelProto()
+    pinned.CopyFrom(proto)
+    for info in (*pinned.graph.input, *pinned.graph.output):
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_value = symbols[dim.dim_param]
+    try:
+        # Shapes computed from shapes are folded first, as every runtime does; ONNX's own inference does not.
+        pinned = optimizer.optimize(
+            pinned,
+            num_iterations=2,
+            onnx_shape_inference=True,
+            input_size_limit=1 << 30,
+            output_size_limit=1 << 20,
+        )
+        return onnx.shape_inference.infer_shapes(pinned, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise BundleError(f"{graph.name} ({variant}): shapes contradict the contract: {error}") from error
+
+
+def open_dimensions(pinned: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the values of a pinned graph whose shape is not fully known; none, if the graph is static."""
+    known = {
+        info.name
+        for info in (*pinned.graph.value_info, *pinned.graph.output, *pinned.graph.input)
+        if info.type.tensor_type.HasField("shape")
+        and all(dim.HasField("dim_value") for dim in info.type.tensor_type.shape.dim)
+    }
+    return tuple(name for node in pinned.graph.node for name in node.output if name and name not in known)
+
+
+def require_static(proto: onnx.ModelProto, graph: contract.Graph) -> None:
+    """Refuse a graph with a value of open shape; which are open is structural, so two variants stand for all.
+
+    Raises:
+        BundleError: a value's shape stays open; the message names it.
+    """
+    names = list(graph.variants)
+    for variant in dict.fromkeys((names[0], names[-1])):
+        still_open = open_dimensions(pin(proto, graph, variant))
+        if still_open:
+            raise BundleError(
+                f"{graph.name} ({variant}): the shape of {', '.join(still_open[:5])} depends on more than "
+                "the "
+                "recipe's symbols; no static engine can hold it"
+            )
