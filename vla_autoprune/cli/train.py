@@ -65,8 +65,8 @@ def train(
 
     Makes scenes of the synthetic world with worker processes (kept in the cache), trains in three stages
     (vision tower, front camera, six cameras with pruning inside the decoder) and judges the result on
-    held-out scenes against constant velocity and against itself with grey images. OUT/model is what the other commands
-    take, OUT/training.json and OUT/curves.png say how it went.
+    held-out scenes against constant velocity and against itself with grey images. OUT/model is what the
+    other commands take, OUT/training.json and OUT/curves.png say how it went.
 
     A first try, a few minutes: [bold]vla-autoprune train --out out/try --scenes 1000 --effort 0.03[/]
 

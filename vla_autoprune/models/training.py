@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vla_autoprune.errors import InputError
 from vla_autoprune.frame import CAMERAS
@@ -191,11 +192,9 @@ class Trainer:
         self._optimizer: torch.optim.AdamW | None = None
         self._epoch: tuple[tuple[int, int], NDArray[np.int64]] | None = None
         if compile_layers:
-            for layer in (
-                *vla.model.model.language_model.layers,
-                *vla.model.model.vision_tower.encoder.layers,
-            ):
-                layer.compile()
+            for module in vla.model.modules():
+                if isinstance(module, GradientCheckpointingLayer):  # the layers of tower and decoder
+                    module.compile()
 
     @property
     def checkpoint(self) -> Path:
@@ -293,7 +292,8 @@ class Trainer:
                 self.say(
                     f"after layers {test.points}, {test.budget:.0%} of the tokens ({test.reduction}): L2@3s "
                     f"{test.attention_m:.2f} m by attention, {test.random_m:.2f} random, "
-                    f"{test.full_m:.2f} full; gain {test.gain_m:.2f} [{low:.2f}, {high:.2f}], p = {test.p_value:.4f}"
+                    f"{test.full_m:.2f} full; gain {test.gain_m:.2f} [{low:.2f}, {high:.2f}], "
+                    f"p = {test.p_value:.4f}"
                 )
         draft = self.out / ".training.json"
         draft.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
