@@ -166,6 +166,12 @@ class Junction:
         """0 for the road the route comes along, 1 for the other."""
         return self.roads.index(road)
 
+    def arms(self) -> list[tuple[int, int]]:
+        """The four roads out of the junction with their directions: right, straight on, left and back."""
+        first = self.roads[0]
+        turns = (Command.RIGHT, Command.STRAIGHT, Command.LEFT)
+        return [*(self.exit(first, 1, turn) for turn in turns), (first, -1)]
+
     def exit(self, road: int, direction: int, turn: Command) -> tuple[int, int]:
         """The road and direction in which a vehicle leaves that comes along `road` in `direction`."""
         left = 1 if self.crossroad_leads_left else -1
@@ -494,8 +500,7 @@ def road_map(network: Network, with_lanes: bool = True) -> RoadMap:
     for number, junction in enumerate(network.junctions):
         corners: list[Points] = []
         outer: list[Points] = []
-        arms = [junction.exit(junction.roads[0], 1, turn) for turn in (Command.RIGHT, Command.STRAIGHT, Command.LEFT)]
-        for road_number, direction in [*arms, (junction.roads[0], -1)]:
+        for road_number, direction in junction.arms():
             road, at = network.roads[road_number], junction.at[junction.side(road_number)]
             edge = at + direction * junction.half_m
             middle, ahead = road.middle[edge], _unit(road.heading[edge]) * direction
@@ -527,6 +532,32 @@ def road_map(network: Network, with_lanes: bool = True) -> RoadMap:
         buildings=_buildings(network),
         yield_lines=tuple(yield_lines),
     )
+
+
+def lane_names(network: Network, path: DrivingPath) -> tuple[str, ...]:
+    """Names of the lanes and connectors that a path follows, in order."""
+    names: list[str] = []
+    by_start = sorted(path.passages, key=lambda passage: passage.enter_m)
+    for stretch in path.stretches:
+        road = network.roads[stretch.road]
+        pieces = _pieces(network, stretch.road)
+        inside = [p for p in by_start if stretch.start_m - 1.0 <= p.stop_m < stretch.end_m]
+        junctions = [number for _, number in network.junctions_of(stretch.road)]
+        before = len(junctions) if not inside else junctions.index(inside[0].junction)
+        if stretch.direction > 0:
+            order = range(before, before + len(inside) + 1)
+        else:
+            last = len(pieces) - 1 if not inside else before + 1
+            order = range(last, last - len(inside) - 1, -1)
+        stretch_names = [_lane_name(road, stretch.direction, piece, stretch.lane) for piece in order]
+        if inside and inside[-1].turn is not Command.STRAIGHT:
+            stretch_names.pop()
+        for name in stretch_names:
+            if names:
+                number = by_start[sum("junction" in known for known in names)].junction
+                names.append(f"junction{number}_{names[-1]}_{name}")
+            names.append(name)
+    return tuple(names)
 
 
 def _unit(heading: float) -> Points:
@@ -594,11 +625,10 @@ def _lanes(network: Network) -> tuple[Lane, ...]:
     followers: dict[str, list[str]] = {}
     connectors: list[Lane] = []
     for number, junction in enumerate(network.junctions):
-        arms = [junction.exit(junction.roads[0], 1, turn) for turn in _TURNS]
-        for road_number, direction in [*arms, (junction.roads[0], -1)]:
-            road = network.roads[road_number]
+        for road_number, leaving in junction.arms():
+            road, direction = network.roads[road_number], -leaving
             at = junction.at[junction.side(road_number)]
-            piece = _piece_beside(network, road_number, at - direction * junction.half_m, -direction)
+            piece = _piece_beside(network, road_number, at + leaving * junction.half_m, leaving)
             for turn in _TURNS:
                 road_after_number, direction_after = junction.exit(road_number, direction, turn)
                 road_after = network.roads[road_after_number]

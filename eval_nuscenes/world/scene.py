@@ -132,3 +132,5 @@ class Scene:
     """Lane names the ego follows."""
     daylight: float
     """1 noon … 0 dusk; scales the rendered brightness."""
+    haze: float = 0.0
+    """0 clear … 1 things fade at about 60 m."""

@@ -1,0 +1,613 @@
+"""Traffic that plays out a storyline around the ego, in steps of 0.1 s, and whole simulated drives."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from eval_nuscenes.world import expert
+from eval_nuscenes.world.expert import Conflict, Ego, Gate, Neighbour, Route, Surroundings, Walker
+from eval_nuscenes.world.roads import DrivingPath, Passage, lane_names, road_map
+from eval_nuscenes.world.scene import ActorState, EgoPose, Scene, WorldState
+from eval_nuscenes.world.storyline import KINDS, Storyline, draw_kind, tell
+from vla_autoprune.errors import InputError
+from vla_autoprune.frame import Command
+
+__all__ = ["KINDS", "Drive", "Moment", "simulate_scene"]
+
+LOCATIONS = ("singapore-onenorth", "singapore-hollandvillage", "singapore-queenstown", "boston-seaport")
+LONGEST_DRIVE_S = 60.0
+AMBER_S = 3.0
+RED_AMBER_S = 2.0
+
+_FAR_M = 9.0
+"""Beyond this from the route a vehicle does not concern the ego."""
+_NOWHERE = 99.0
+_GONE = -1e6
+"""Place of a vehicle that has left its stream."""
+_CROSSROAD_GREEN_DELAY_S = 4.0
+_BRAKE_LIGHTS_MPS2 = -0.4
+
+
+@dataclass
+class Moment:
+    """Everything that changes during a drive. Lists are by vehicle, walker or junction."""
+
+    time_s: float
+    ego: Ego
+    along: list[float]
+    speed: list[float]
+    acceleration: list[float]
+    present: list[bool]
+    stopped_until: list[float]
+    """Of a vehicle's one stop: infinite before, the time it ends once it stands."""
+    walked: list[float]
+    walking: list[bool]
+    amber_at: list[float]
+    green_at: list[float]
+
+    def copy(self) -> Moment:
+        """An independent one."""
+        return replace(
+            self,
+            along=self.along.copy(),
+            speed=self.speed.copy(),
+            acceleration=self.acceleration.copy(),
+            present=self.present.copy(),
+            stopped_until=self.stopped_until.copy(),
+            walked=self.walked.copy(),
+            walking=self.walking.copy(),
+            amber_at=self.amber_at.copy(),
+            green_at=self.green_at.copy(),
+        )
+
+
+@dataclass(frozen=True)
+class View:
+    """A route together with what it has to do with every stream."""
+
+    route: Route
+    along: list[list[float]]
+    """Per stream and metre: the nearest place on the route."""
+    beside: list[list[float]]
+    """Per stream and metre: metres to the left of the route; _NOWHERE if far."""
+    conflicts: list[list[Conflict]]
+    """Per stream."""
+    walkers: tuple[int, ...]
+    """Those who cross this route."""
+
+
+class Drive:
+    """A storyline made ready to be played: speed profiles, stops and conflicts worked out."""
+
+    def __init__(self, story: Storyline) -> None:
+        self.story = story
+        network = story.network
+        self._profiles: list[list[float]] = []
+        self._stops: list[list[tuple[float, float, int, int]]] = []
+        for stream in story.streams:
+            path = stream.driving_path
+            self._profiles.append(expert.speed_profile(path, network))
+            stops = []
+            for passage in path.passages:
+                junction = network.junctions[passage.junction]
+                side = self._side(path, passage.stop_m, passage.junction)
+                stops.append((passage.stop_m, passage.exit_m, passage.junction, side))
+            self._stops.append(stops)
+        self._walker_stops = [self._walkers_on(stream.driving_path) for stream in story.streams]
+        self._leaders = self._find_leaders()
+        self._half_lengths = [story.actors[role.actor].length_m / 2 for role in story.vehicles]
+        self._half_widths = [story.actors[role.actor].width_m / 2 for role in story.vehicles]
+
+    @cached_property
+    def view(self) -> View:
+        """Of the storyline's own route."""
+        return self.view_of(self.story.route)
+
+    def alternative(self, moment: Moment, turn: Command) -> View | None:
+        """The view along the route that takes another turn at the junction ahead; None where there is none."""
+        story = self.story
+        front = moment.ego.along_m + expert.FRONT_M
+        ahead = [passage for passage in story.route.passages if passage.stop_m > front]
+        if not ahead or ahead[0].turn is turn or moment.ego.move.after_m != 0.0:
+            return None
+        passage = ahead[0]
+        stretch = [s for s in story.route.stretches if s.start_m <= front][-1]
+        lanes = story.network.roads[stretch.road].lanes
+        if (turn is Command.LEFT and stretch.lane != lanes - 1) or (turn is Command.RIGHT and stretch.lane != 0):
+            return None
+        done = [entry for entry in story.turns if entry[0] < passage.junction]
+        new = [] if turn is Command.STRAIGHT else [(passage.junction, turn, 0)]
+        path = story.network.follow((0, 1, story.start_lane), 0, done + new, 1000.0)
+        return self.view_of(path, passage.enter_m)
+
+    def view_of(self, path: DrivingPath, until_m: float = math.inf) -> View:
+        """Work out what a route has to do with the streams.
+
+        Args:
+            path: the route.
+            until_m: parked vehicles and pedestrians of the storyline count up to here.
+        """
+        story, network = self.story, self.story.network
+        along, beside = self._projections(path)
+        conflicts: list[list[Conflict]] = [[] for _ in story.streams]
+        gates = []
+        for passage in path.passages:
+            junction = network.junctions[passage.junction]
+            side = self._side(path, passage.stop_m, passage.junction)
+            here = []
+            for number, stream in enumerate(story.streams):
+                if stream.shares_lane:
+                    continue
+                conflict = self._conflict(number, path, passage, side, along[number], beside[number])
+                if conflict is not None:
+                    here.append(conflict)
+                    conflicts[number].append(conflict)
+            gates.append(
+                Gate(
+                    passage.junction,
+                    passage.turn,
+                    junction.control,
+                    side,
+                    passage.stop_m,
+                    passage.enter_m,
+                    passage.exit_m,
+                    tuple(here),
+                )
+            )
+        left_lane = []
+        for stretch in path.stretches:
+            if stretch.lane + 1 < network.roads[stretch.road].lanes:
+                cuts = [p for p in path.passages if stretch.start_m - 1 <= p.stop_m <= stretch.end_m]
+                begin = stretch.start_m
+                for passage in cuts:
+                    left_lane.append((begin, passage.stop_m))
+                    begin = passage.exit_m
+                left_lane.append((begin, stretch.end_m))
+        route = Route(
+            path,
+            expert.speed_profile(path, network),
+            tuple(gates),
+            tuple(obstacle for obstacle in story.obstacles() if obstacle.begin_m < until_m),
+            tuple(left_lane),
+        )
+        walkers = tuple(
+            number
+            for number, role in enumerate(story.walkers)
+            if role.along_m is not None and role.along_m < until_m
+        )
+        return View(route, along, beside, conflicts, walkers)
+
+    def begin(self) -> Moment:
+        """The start of the drive."""
+        story = self.story
+        limit = self.view.route.allowed_mps[int(story.start_m)]
+        ego = Ego(story.start_m, min(story.start_speed_mps, limit), 0.0)
+        moment = Moment(
+            0.0,
+            ego,
+            [role.start_m for role in story.vehicles],
+            [role.speed_mps for role in story.vehicles],
+            [0.0] * len(story.vehicles),
+            [role.appears_m <= story.start_m for role in story.vehicles],
+            [math.inf] * len(story.vehicles),
+            [0.0] * len(story.walkers),
+            [role.starts_within_m == math.inf for role in story.walkers],
+            [-100.0 if light and light.starts == "red" else math.inf for light in story.lights],
+            [math.inf] * len(story.lights),
+        )
+        moment.ego = self.at_safe_speed(self.view, moment, ego)
+        return moment
+
+    def at_safe_speed(self, view: View, moment: Moment, ego: Ego) -> Ego:
+        """The ego, slowed down until it need not brake hard from here."""
+        seen = self.surroundings(view, moment, ego)
+        return replace(ego, speed_mps=expert.comfortable_speed(view.route, ego, seen))
+
+    def surroundings(self, view: View, moment: Moment, ego: Ego) -> Surroundings:
+        """What there is to be seen of everything that moves."""
+        story = self.story
+        neighbours: list[Neighbour] = []
+        streams: list[list[tuple[float, float, float]]] = [[] for _ in story.streams]
+        for number, role in enumerate(story.vehicles):
+            if not moment.present[number]:
+                continue
+            place = moment.along[number]
+            index = min(int(place), len(view.beside[role.stream]) - 2)
+            half_length, speed = self._half_lengths[number], moment.speed[number]
+            streams[role.stream].append((place, half_length, speed))
+            beside = view.beside[role.stream]
+            if beside[index] == _NOWHERE or beside[index + 1] == _NOWHERE:
+                continue
+            along = view.along[role.stream]
+            slope = along[index + 1] - along[index]
+            here = along[index] + (place - index) * slope
+            if abs(here - ego.along_m) < 110.0:
+                neighbours.append(
+                    Neighbour(
+                        number,
+                        here,
+                        beside[index],
+                        speed * slope,
+                        half_length,
+                        self._half_widths[number],
+                        role.is_slow,
+                    )
+                )
+        walkers = []
+        for number in view.walkers:
+            walker = story.walkers[number]
+            if walker.along_m is not None and moment.walked[number] < walker.length_m:
+                walked = moment.walked[number] if walker.heads_left else -moment.walked[number]
+                walkers.append(Walker(walker.along_m, walker.beside_m + walked, walker.heads_left))
+        colours = [self.light_colours(moment, number) for number in range(len(story.lights))]
+        return Surroundings(neighbours, walkers, colours, streams)
+
+    def light_colours(self, moment: Moment, junction: int) -> tuple[str, str]:
+        """What a junction's lights show to the route's road and to the other one; empty without lights."""
+        if self.story.lights[junction] is None:
+            return "", ""
+        now, amber, green = moment.time_s, moment.amber_at[junction], moment.green_at[junction]
+        if now >= green:
+            return "green", "red"
+        if now >= green - RED_AMBER_S:
+            return "red_amber", "red"
+        red = amber + AMBER_S
+        if now < amber:
+            return "green", "red"
+        if now < red:
+            return "amber", "red"
+        if now >= green - RED_AMBER_S - AMBER_S:
+            return "red", "amber"
+        return "red", "green" if now >= amber + _CROSSROAD_GREEN_DELAY_S else "red"
+
+    def advance(self, view: View, moment: Moment) -> None:
+        """Play STEP_S of the drive, the ego following the view's route."""
+        ego = moment.ego
+        seen = self.surroundings(view, moment, ego)
+        moment.ego = expert.step(view.route, ego, seen)
+        self._move_vehicles(view, moment, ego, seen)
+        self._move_walkers(moment, ego)
+        self._change_lights(view, moment, ego)
+        moment.time_s += expert.STEP_S
+
+    def _side(self, path: DrivingPath, along: float, junction: int) -> int:
+        road = [s.road for s in path.stretches if s.start_m <= along + 0.01][-1]
+        return self.story.network.junctions[junction].side(road)
+
+    def _walkers_on(self, path: DrivingPath) -> list[tuple[float, int]]:
+        """Where a stream has to stop for which crossing pedestrian."""
+        found = []
+        for number, role in enumerate(self.story.walkers):
+            if role.along_m is None:
+                continue
+            reach = role.length_m / 2
+            middle = (
+                role.start[0] + reach * math.cos(role.heading),
+                role.start[1] + reach * math.sin(role.heading),
+            )
+            away = path.path.points - middle
+            distances = np.hypot(away[:, 0], away[:, 1])
+            nearest = int(distances.argmin())
+            if distances[nearest] < reach:
+                found.append((nearest - 3.0, number))
+        return found
+
+    def _find_leaders(self) -> list[int]:
+        """Per vehicle, the one ahead of it on its stream or, in the ego's lane, on any stream there; -1 for none."""
+        story = self.story
+        leaders = []
+        for number, role in enumerate(story.vehicles):
+            stream = story.streams[role.stream]
+            ahead = [
+                (other.start_m, index)
+                for index, other in enumerate(story.vehicles)
+                if index != number
+                and (
+                    other.stream == role.stream
+                    or (stream.shares_lane and story.streams[other.stream].shares_lane)
+                )
+                and (other.start_m > role.start_m or (other.start_m == role.start_m and index < number))
+            ]
+            leaders.append(min(ahead, key=lambda entry: (entry[0], -entry[1]))[1] if ahead else -1)
+        return leaders
+
+    def _projections(self, path: DrivingPath) -> tuple[list[list[float]], list[list[float]]]:
+        """Every stream's points in the coordinates of a route."""
+        streams = self.story.streams
+        along: list[list[float]] = []
+        beside: list[list[float]] = []
+        route, heading = path.path.points, path.path.heading
+        coarse = route[::3]
+        for stream in streams:
+            points = stream.driving_path.path.points
+            gaps = points[::2, None] - coarse[None]
+            distance = np.einsum("ijk,ijk->ij", gaps, gaps)
+            nearest = 3 * distance.argmin(axis=1)
+            nearest = np.repeat(nearest, 2)[: len(points)]
+            # One step of refinement: the foot of the perpendicular on the tangent.
+            for _ in range(2):
+                away = points - route[nearest]
+                angle = heading[nearest]
+                ahead = away[:, 0] * np.cos(angle) + away[:, 1] * np.sin(angle)
+                nearest = np.clip(nearest + np.rint(ahead).astype(np.int64), 0, len(route) - 1)
+            away = points - route[nearest]
+            angle = heading[nearest]
+            cos, sin = np.cos(angle), np.sin(angle)
+            ahead = away[:, 0] * cos + away[:, 1] * sin
+            left = away[:, 1] * cos - away[:, 0] * sin
+            left[(np.abs(left) > _FAR_M) | (np.abs(ahead) > 2.0)] = _NOWHERE
+            along.append((nearest + ahead).tolist())
+            beside.append(left.tolist())
+        return along, beside
+
+    def _conflict(
+        self,
+        number: int,
+        path: DrivingPath,
+        passage: Passage,
+        side: int,
+        along: list[float],
+        beside: list[float],
+    ) -> Conflict | None:
+        """Where a stream meets the route inside a junction."""
+        story = self.story
+        stream = story.streams[number].driving_path
+        crossing = [p for p in stream.passages if p.junction == passage.junction]
+        if not crossing:
+            return None
+        first, last = int(crossing[0].enter_m) - 2, int(crossing[0].exit_m) + 8
+        touched = [
+            index
+            for index in range(max(first, 0), min(last, len(beside)))
+            if abs(beside[index]) < 2.3 and passage.enter_m - 4.0 < along[index] < passage.exit_m + 6.0
+        ]
+        if not touched:
+            return None
+        stream_side = self._side(stream, crossing[0].stop_m, passage.junction)
+        control = story.network.junctions[passage.junction].control
+        if stream_side != side:
+            has_priority = control == "yield"
+        else:
+            if abs(beside[max(int(crossing[0].stop_m), 0)]) < 6.0 and along[touched[-1]] > along[touched[0]] and (
+                along[int(crossing[0].stop_m)] < passage.enter_m
+            ):
+                return None  # it goes the same way
+            has_priority = passage.turn is Command.LEFT
+        places = [along[index] for index in touched]
+        return Conflict(
+            number,
+            touched[0] - 0.5,
+            min(touched[-1], touched[0] + 12) + 0.5,
+            min(places) - 0.5,
+            max(places) + 0.5,
+            has_priority,
+        )
+
+    def _move_vehicles(self, view: View, moment: Moment, ego: Ego, seen: Surroundings) -> None:
+        story = self.story
+        busy = self._busy(view, moment, ego)
+        ego_beside, _ = ego.move.at(ego.along_m)
+        ego_front, ego_rear = ego.along_m + expert.FRONT_M, ego.along_m - expert.REAR_M
+        before = moment.along.copy()
+        speeds = moment.speed.copy()
+        places = {other.vehicle: other for other in seen.neighbours}
+        for number, role in enumerate(story.vehicles):
+            if not moment.present[number]:
+                leader = self._leaders[number]
+                clear = leader < 0 or not moment.present[leader] or before[leader] - role.start_m > 12.0
+                if role.appears_m <= ego.along_m and clear and before[number] != _GONE:
+                    moment.present[number] = True
+                continue
+            place, speed = before[number], speeds[number]
+            profile = self._profiles[role.stream]
+            if place > len(profile) - 4:
+                moment.present[number] = False
+                moment.along[number] = _GONE
+                continue
+            half = self._half_lengths[number]
+            front = place + half
+            goal = min(role.wished_mps, profile[min(int(place + 0.6 * speed), len(profile) - 1)])
+            if speed <= goal:
+                wanted = 1.8 * (1.0 - (speed / goal) ** 4)
+            else:
+                wanted = max((goal - speed) / 0.6, -4.0)
+            leader = self._leaders[number]
+            if leader >= 0 and moment.present[leader]:
+                leaves = story.streams[story.vehicles[leader].stream].leaves_at_m
+                if story.vehicles[leader].stream == role.stream or before[leader] < leaves + 8.0:
+                    gap = before[leader] - self._half_lengths[leader] - front
+                    if gap < 80.0:
+                        wanted = min(wanted, expert.follow(speed, goal, gap, speeds[leader]))
+            for stop, leave, junction, side in self._stops[role.stream]:
+                if front > stop + 1.0 or front + 60.0 < stop:
+                    continue
+                if self._closed(seen, busy, junction, side) and speed * speed <= 11.0 * max(stop - front, 0.4):
+                    wanted = min(wanted, expert.stop_before(speed, stop - front))
+            for stop, walker in self._walker_stops[role.stream]:
+                if moment.walking[walker] and moment.walked[walker] < story.walkers[walker].length_m - 1.0:
+                    if front < stop + 1.0 and speed * speed <= 11.0 * max(stop - front, 0.4):
+                        wanted = min(wanted, expert.stop_before(speed, stop - front))
+            if role.stop_m < math.inf and moment.time_s < moment.stopped_until[number]:
+                if front < role.stop_m + 1.0:
+                    wanted = min(wanted, expert.stop_before(speed, role.stop_m - front))
+                    if speed < 0.2 and moment.stopped_until[number] == math.inf and role.stop_m - front < 1.5:
+                        moment.stopped_until[number] = moment.time_s + role.stop_s
+            other = places.get(number)
+            if other is not None:
+                gap = ego_rear - other.along_m - half
+                aside = abs(other.beside_m - ego_beside)
+                if other.speed_mps >= 0.0 and aside < other.half_width_m + 1.1 and ego.along_m > other.along_m:
+                    wanted = min(wanted, expert.follow(speed, goal, gap, ego.speed_mps))
+                elif other.speed_mps < -0.5 and aside < other.half_width_m + 1.1 and other.along_m > ego.along_m:
+                    ahead = other.along_m - half - ego_front
+                    wanted = min(wanted, expert.stop_before(speed, ahead / 2))
+            for conflict in view.conflicts[role.stream]:
+                if (
+                    ego_front > conflict.enter_m - 0.5
+                    and ego_rear < conflict.leave_m + 0.5
+                    and front < conflict.stream_enter_m + 1.0
+                ):
+                    wanted = min(wanted, expert.stop_before(speed, conflict.stream_enter_m - 1.0 - front))
+            change = min(max(wanted - moment.acceleration[number], -1.0), 0.5)
+            acceleration = max(moment.acceleration[number] + change, -6.5)
+            new_speed = speed + acceleration * expert.STEP_S
+            if new_speed < 0.0:
+                new_speed, acceleration = 0.0, 0.0
+            moment.along[number] = place + (speed + new_speed) / 2 * expert.STEP_S
+            moment.speed[number] = new_speed
+            moment.acceleration[number] = acceleration
+
+    def _closed(self, seen: Surroundings, busy: list[list[bool]], junction: int, side: int) -> bool:
+        colour = seen.light_colours[junction][side]
+        if colour:
+            return colour != "green"
+        control = self.story.network.junctions[junction].control
+        gives_way = side == 0 if control == "yield" else side == 1
+        return gives_way and busy[junction][1 - side]
+
+    def _busy(self, view: View, moment: Moment, ego: Ego) -> list[list[bool]]:
+        """Per junction without lights and side: whether traffic is in it or about to be."""
+        busy = [[False, False] for _ in self.story.lights]
+        for number, role in enumerate(self.story.vehicles):
+            if moment.present[number]:
+                place = moment.along[number]
+                for stop, leave, junction, side in self._stops[role.stream]:
+                    if stop - 4.5 * moment.speed[number] - 2.0 < place < leave + 4.0:
+                        busy[junction][side] = True
+        for gate in view.route.gates:
+            if gate.stop_m - 4.5 * ego.speed_mps - 6.0 < ego.along_m < gate.exit_m + 4.0:
+                busy[gate.junction][gate.side] = True
+        return busy
+
+    def _move_walkers(self, moment: Moment, ego: Ego) -> None:
+        for number, role in enumerate(self.story.walkers):
+            if moment.walking[number]:
+                if moment.walked[number] < role.length_m:
+                    moment.walked[number] += role.speed_mps * expert.STEP_S
+            elif role.along_m is not None:
+                gap = role.along_m - ego.along_m - expert.FRONT_M
+                # Never into the path of someone who could not stop comfortably any more.
+                if -2.0 < gap < role.starts_within_m and ego.speed_mps**2 < 7.0 * max(gap - 3.0, 0.5):
+                    moment.walking[number] = not self._someone_close(moment, number)
+
+    def _someone_close(self, moment: Moment, walker: int) -> bool:
+        """Whether a vehicle could not stop for a pedestrian who began to cross now."""
+        for number, role in enumerate(self.story.vehicles):
+            if not moment.present[number]:
+                continue
+            front = moment.along[number] + self._half_lengths[number]
+            for stop, crossed in self._walker_stops[role.stream]:
+                if crossed == walker and -9.0 < stop - front < moment.speed[number] ** 2 / 6.0 + 0.5:
+                    return True
+        return False
+
+    def _change_lights(self, view: View, moment: Moment, ego: Ego) -> None:
+        for gate in view.route.gates:
+            programme = self.story.lights[gate.junction]
+            gap = gate.stop_m - ego.along_m - expert.FRONT_M
+            if programme is None or gap < -1.0:
+                continue
+            junction = gate.junction
+            near = gap < programme.changes_within_m or (ego.speed_mps < 0.5 and gap < 40.0)
+            if programme.starts == "red" and moment.green_at[junction] == math.inf and near:
+                moment.green_at[junction] = moment.time_s + programme.hold_s
+            elif (
+                programme.starts == "green"
+                and moment.amber_at[junction] == math.inf
+                and programme.changes_within_m > 0.0
+                and gap < programme.changes_within_m
+                and ego.speed_mps**2 < 5.0 * max(gap, 0.1)
+            ):
+                moment.amber_at[junction] = moment.time_s
+                moment.green_at[junction] = moment.time_s + AMBER_S + programme.hold_s
+            break
+
+
+def world_state(drive: Drive, view: View, moment: Moment) -> WorldState:
+    """The moment as a record, in world coordinates."""
+    ego, network = moment.ego, drive.story.network
+    x, y, heading = view.route.pose(ego)
+    yaw_rate = ego.speed_mps * view.route.path_curvature(ego)
+    lights = []
+    for number, junction in enumerate(network.junctions):
+        if junction.control == "signal":
+            colours = drive.light_colours(moment, number)
+            lights += [colours[junction.side(road)] for road, _ in junction.arms()]
+    return WorldState(
+        moment.time_s,
+        EgoPose(x, y, heading, ego.speed_mps, ego.acceleration_mps2, yaw_rate),
+        actor_states(drive, moment),
+        tuple(lights),
+        view.route.command(ego.along_m),
+    )
+
+
+def simulate_scene(name: str, seed: int, duration_s: float = 20.0, kind: str | None = None) -> Scene:
+    """Simulate a drive.
+
+    Args:
+        name: scene-NNNN.
+        seed: same arguments, same drive.
+        duration_s: how long it takes, up to LONGEST_DRIVE_S.
+        kind: what there is most of, one of KINDS; None draws it as training does.
+
+    Returns:
+        The drive, with a state every 0.1 s, both ends included.
+
+    Raises:
+        InputError: name, duration or kind is not allowed.
+    """
+    if not (name.startswith("scene-") and len(name) == 10 and name[6:].isdigit()):
+        raise InputError(f"scene name: {name!r} is not of the form scene-NNNN, as the CAN bus reader demands")
+    if not 1.0 <= duration_s <= LONGEST_DRIVE_S:
+        raise InputError(f"duration_s: {duration_s} is not within 1 to {LONGEST_DRIVE_S:.0f} seconds")
+    if kind is not None and kind not in KINDS:
+        raise InputError(f"kind: there is no {kind!r}; choose from {', '.join(KINDS)}")
+    rng = np.random.default_rng(seed)
+    drawn = draw_kind(rng)
+    drive = Drive(tell(rng, kind or drawn, duration_s))
+    view, moment = drive.view, drive.begin()
+    states = [world_state(drive, view, moment)]
+    for _ in range(round(duration_s / expert.STEP_S)):
+        drive.advance(view, moment)
+        states.append(world_state(drive, view, moment))
+    story = drive.story
+    return Scene(
+        name=name,
+        kind=story.kind,
+        location=LOCATIONS[int(name[6:]) % len(LOCATIONS)],
+        seed=seed,
+        map=road_map(story.network),
+        actors=story.actors,
+        states=tuple(states),
+        route=lane_names(story.network, story.route),
+        daylight=story.daylight,
+        haze=story.haze,
+    )
+
+
+def actor_states(drive: Drive, moment: Moment) -> tuple[ActorState, ...]:
+    """Where everybody is, in world coordinates, ordered by actor."""
+    story = drive.story
+    states: list[ActorState] = []
+    for number, role in enumerate(story.vehicles):
+        if moment.present[number]:
+            x, y, heading = story.streams[role.stream].driving_path.path.pose(moment.along[number])
+            speed, acceleration = moment.speed[number], moment.acceleration[number]
+            braking = acceleration < _BRAKE_LIGHTS_MPS2 or speed < 0.3
+            states.append(ActorState(role.actor, x, y, heading, speed, braking))
+    for parked in story.parked:
+        x, y, heading = story.route.path.pose(parked.along_m)
+        x, y = x - parked.beside_m * math.sin(heading), y + parked.beside_m * math.cos(heading)
+        states.append(ActorState(parked.actor, x, y, heading, 0.0))
+    for number, walker in enumerate(story.walkers):
+        walked = min(moment.walked[number], walker.length_m)
+        moves = moment.walking[number] and moment.walked[number] < walker.length_m
+        x = walker.start[0] + walked * math.cos(walker.heading)
+        y = walker.start[1] + walked * math.sin(walker.heading)
+        states.append(ActorState(walker.actor, x, y, walker.heading, walker.speed_mps if moves else 0.0))
+    return tuple(sorted(states, key=lambda state: state.actor))
