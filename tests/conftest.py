@@ -36,7 +36,7 @@ def shared_data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_vla():
-    """The driving VLA's architecture, very small and untrained, but biased to answer with well-formed plans."""
+    """The driving VLA, very small and untrained, but biased to answer with well-formed plans."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from vla_autoprune.models.driving_vla import ModelSize, build_model
@@ -49,7 +49,9 @@ def tiny_vla():
             if "layers" in name and weights.ndim == 2:
                 weights.mul_(6.0)  # attention of a fresh model is almost uniform; ranking needs differences
         words, answers = vla.model.get_input_embeddings().weight, vla.model.get_output_embeddings().weight
-        distances, curvatures = (slice(t.start, t.stop) for t in (vla.codec.tokens_at(0), vla.codec.tokens_at(1)))
+        distances, curvatures = (
+            slice(t.start, t.stop) for t in (vla.codec.tokens_at(0), vla.codec.tokens_at(1))
+        )
         words[:, 0], answers[:, 0] = 3.0, 0.0
         words[distances, 0] = -3.0
         answers[distances, 0], answers[curvatures, 0] = 1.0, -1.0
@@ -58,7 +60,7 @@ def tiny_vla():
 
 @pytest.fixture(scope="session")
 def tiny_recipes(tiny_vla):
-    """Recipes for `tiny_vla` by name: plain, and one with recovery, camera floors, encoder score and maximum."""
+    """Recipes for `tiny_vla`: plain, and rich in recovery, camera floors, encoder score and maximum."""
     from vla_autoprune.models.adapter import LlavaAdapter
     from vla_autoprune.recipe import Scorer, build_recipe
 
@@ -86,6 +88,8 @@ def tiny_bundles(tiny_vla, tiny_recipes, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("bundles")
     return {
-        name: export_bundle(LlavaAdapter(tiny_vla.model), recipe, folder / name, text_files(tiny_vla), opset=opset)
+        name: export_bundle(
+            LlavaAdapter(tiny_vla.model), recipe, folder / name, text_files(tiny_vla), opset=opset
+        )
         for (name, recipe), opset in zip(tiny_recipes.items(), (23, 18), strict=True)
     }

@@ -31,6 +31,7 @@ def pin(proto: onnx.ModelProto, graph: contract.Graph, variant: str) -> onnx.Mod
     symbols = graph.variants[variant]
     pinned = onnx.ModelProto()
     pinned.CopyFrom(proto)
+    _weights_as_inputs(pinned)
     for info in (*pinned.graph.input, *pinned.graph.output):
         for dim in info.type.tensor_type.shape.dim:
             if dim.dim_param:
@@ -47,6 +48,21 @@ def pin(proto: onnx.ModelProto, graph: contract.Graph, variant: str) -> onnx.Mod
         return onnx.shape_inference.infer_shapes(pinned, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
         raise BundleError(f"{graph.name} ({variant}): shapes contradict the contract: {error}") from error
+
+
+def _weights_as_inputs(proto: onnx.ModelProto) -> None:
+    """Only the shapes of external weights matter, and folding must not look for their values."""
+    from onnx import TensorProto, helper
+
+    inline = []
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        else:
+            inline.append(tensor)
+    kept = [TensorProto.FromString(tensor.SerializeToString()) for tensor in inline]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
 
 
 def open_dimensions(pinned: onnx.ModelProto) -> tuple[str, ...]:

@@ -14,7 +14,9 @@ def pipelines(tiny_bundles):
     from engines.onnxruntime import OnnxRuntimeBackend
     from vla_autoprune.runtime.pipeline import Pipeline
 
-    return {name: Pipeline(bundle, OnnxRuntimeBackend(bundle, threads=1)) for name, bundle in tiny_bundles.items()}
+    return {
+        name: Pipeline(bundle, OnnxRuntimeBackend(bundle, threads=1)) for name, bundle in tiny_bundles.items()
+    }
 
 
 @pytest.fixture

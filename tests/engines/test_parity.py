@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("onnxruntime")
+
+from engines.onnxruntime import OnnxRuntimeBackend
+from engines.parity import check_parity, parity_inputs
+from vla_autoprune.errors import ParityError
+from vla_autoprune.frame import Command, EgoState
+from vla_autoprune.models.adapter import LlavaAdapter
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_bundles, tiny_vla):
+    prompts = [tiny_vla.prompt.build(EgoState(8.0), Command.STRAIGHT)]
+    return parity_inputs(tiny_bundles["plain"], prompts, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+@pytest.mark.parametrize("name", ["plain", "rich"])
+def test_an_export_passes_and_leaves_samples(tiny_bundles, tiny_vla, inputs, tmp_path, name):
+    bundle = tiny_bundles[name]
+    report = check_parity(
+        bundle,
+        OnnxRuntimeBackend(bundle, threads=1),
+        LlavaAdapter(tiny_vla.model),
+        inputs,
+        record=tmp_path / "samples",
+    )
+    assert report.comparisons == len(bundle.recipe.buckets) and report.ties == 0
+    assert max(*report.stage_error, report.logit_error, report.generate_error) < 1e-4
+    with np.load(tmp_path / "samples" / "sample_00.npz", allow_pickle=False) as sample:
+        assert sample["full/tokens"].shape == (12,)
+
+
+def test_other_weights_are_noticed_at_the_stage_that_has_them(tiny_bundles, tiny_vla, inputs):
+    bundle = tiny_bundles["plain"]
+    weight = tiny_vla.model.model.language_model.layers[1].mlp.down_proj.weight
+    with torch.no_grad():
+        weight[0] += 0.05
+    try:
+        with pytest.raises(ParityError, match=r"stage_01 \(bucket full, input 0\): hidden states differ"):
+            check_parity(bundle, OnnxRuntimeBackend(bundle, threads=1), LlavaAdapter(tiny_vla.model), inputs)
+    finally:
+        with torch.no_grad():
+            weight[0] -= 0.05

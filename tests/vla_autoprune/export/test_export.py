@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+
+from vla_autoprune import contract
+from vla_autoprune.errors import InputError, ParityError, RecipeError
+from vla_autoprune.export.export import export_bundle, text_files, trace
+from vla_autoprune.export.pinning import open_dimensions, pin
+from vla_autoprune.models.adapter import LlavaAdapter
+
+
+@pytest.mark.parametrize("name", ["plain", "rich"])
+def test_every_variant_leaves_no_dimension_open(tiny_bundles, name):
+    bundle = tiny_bundles[name]
+    for graph in bundle.graphs.values():
+        proto = onnx.load(bundle.graph_file(graph.name), load_external_data=False)
+        for variant in graph.variants:
+            pinned = pin(proto, graph, variant)
+            assert open_dimensions(pinned) == (), (graph.name, variant)
+            shapes = graph.shapes(variant)
+            for info in pinned.graph.output:
+                dims = tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim)
+                assert dims == shapes[info.name], (graph.name, variant, info.name)
+
+
+def test_stage_tensors_are_never_the_size_of_the_attention_matrix(tiny_bundles):
+    """Per head, only text rows by keys may exist: n x n values are the fused attention's business."""
+    bundle = tiny_bundles["plain"]
+    graph = bundle.graphs["stage_00"]
+    pinned = pin(onnx.load(bundle.graph_file("stage_00"), load_external_data=False), graph, "prefill")
+    rows = graph.shapes("prefill")["hidden"][1]
+    heads = bundle.recipe.model.heads
+    for info in pinned.graph.value_info:
+        dims = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        assert np.prod(dims) < heads * rows * rows, info.name
+
+
+def test_weights_are_stored_once(tiny_bundles, tiny_vla):
+    bundle = tiny_bundles["plain"]
+    parameters = 4 * sum(p.numel() for p in tiny_vla.model.parameters())
+    stored = sum(entry.bytes for entry in bundle.manifest.files if entry.role in ("weights", "embedding"))
+    assert stored < 1.25 * parameters  # pages are padded; the tiny model has many small tensors
+
+
+def test_the_same_export_gives_the_same_bytes(tiny_bundles, tiny_recipes, tiny_vla):
+    bundle = tiny_bundles["plain"]
+    stored = onnx.load(bundle.graph_file("stage_01"))
+    again = trace(LlavaAdapter(tiny_vla.model), tiny_recipes["plain"], bundle.graphs["stage_01"], 23)
+    for proto in (stored, again):
+        for tensor in proto.graph.initializer:
+            raw = onnx.numpy_helper.to_array(tensor).tobytes()
+            tensor.ClearField("data_location")
+            for field in ("raw_data", "float_data", "int64_data"):
+                tensor.ClearField(field)
+            tensor.raw_data = raw
+    assert stored.SerializeToString(deterministic=True) == again.SerializeToString(deterministic=True)
+
+
+def test_a_failed_check_leaves_no_bundle(tiny_recipes, tiny_vla, tmp_path, monkeypatch):
+    from vla_autoprune.export import export
+
+    def refuse(_):
+        raise ParityError("stage_01: differs")
+
+    whole = contract.graphs
+    monkeypatch.setattr(export.contract, "graphs", lambda *given: whole(*given)[-1:])
+    model, recipe = LlavaAdapter(tiny_vla.model), tiny_recipes["plain"]
+    with pytest.raises(ParityError, match="stage_01"):
+        export_bundle(model, recipe, tmp_path / "b", text_files(tiny_vla), check=refuse)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_of_another_model_is_refused(tiny_recipes, tiny_vla, tmp_path):
+    plain = tiny_recipes["plain"]
+    other = plain.model_copy(update={"model": plain.model.model_copy(update={"weights_sha256": "0" * 64})})
+    with pytest.raises(RecipeError, match="the model to export has"):
+        export_bundle(LlavaAdapter(tiny_vla.model), other, tmp_path / "b", {})
+
+
+def test_a_foreign_directory_is_not_replaced(tiny_recipes, tiny_vla, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not a bundle"):
+        export_bundle(LlavaAdapter(tiny_vla.model), tiny_recipes["plain"], tmp_path, {})
+    with pytest.raises(InputError, match="opset is 17"):
+        export_bundle(LlavaAdapter(tiny_vla.model), tiny_recipes["plain"], tmp_path / "b", {}, opset=17)
+
+
+def test_vision_and_generate_agree_with_the_original(tiny_vla):
+    model = LlavaAdapter(tiny_vla.model)
+    pixels = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features, score = model.vision(pixels)
+        expected = torch.stack(list(tiny_vla.model.model.get_image_features(pixels).pooler_output))
+        tower = tiny_vla.model.model.vision_tower
+        tower.set_attn_implementation("eager")
+        attention = tower(pixels, output_attentions=True).attentions[-1]
+        tower.set_attn_implementation("sdpa")
+    assert (features - expected).abs().max() < 1e-5
+    assert (score - attention[:, :, 0, 1:].mean(dim=1)).abs().max() < 1e-6
