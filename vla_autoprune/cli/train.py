@@ -16,8 +16,10 @@ from vla_autoprune.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+TRAINING_SEED = 1_000_000_000
 HELD_OUT_SEED = 900_000_000
-"""Held-out scenes come from seeds no training reaches."""
+"""Seeds that neither data sets nor each other reach: no drive that is judged was trained on."""
+SEEDS_PER_TRAINING = 10_000_000
 
 
 @app.command()
@@ -73,8 +75,8 @@ def train(
     The full recipe on two cores: [bold]vla-autoprune train --out out/train[/]
     """
     import torch
-    from eval_nuscenes.world.snapshots import training_scene
 
+    from eval_nuscenes.world.snapshots import training_scene
     from vla_autoprune.models.driving_vla import ModelSize, build_model, load_model
     from vla_autoprune.models.held_out import HeldOut
     from vla_autoprune.models.scene_store import load_scenes, make_scenes
@@ -96,7 +98,7 @@ def train(
 
     kept = cache or out / "scenes"
     world = _world_fingerprint()
-    first = seed * 10_000_000
+    first = TRAINING_SEED + seed * SEEDS_PER_TRAINING
     training_shards = make_scenes(
         training_scene, first, scenes, kept / f"train_{seed}", world, workers, "to train on"
     )
