@@ -6,10 +6,14 @@ variant, so an interrupted run goes on where it stopped. Scores are worked out f
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -133,6 +137,30 @@ class SampleRecord(Record):
     token: str
     scene: str
     plans: dict[str, PlanRecord]
+
+
+def machine() -> str:
+    """What timed a run, for reports: processor, cores, system."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [
+            line.partition(":")[2].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if "model name" in line
+        ]
+        model = names[0] if names else model
+    return f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides on plans and timings."""
+    packages = ("vla_autoprune", "numpy", "opencv-python-headless", "onnxruntime", "nuscenes-devkit")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 class RunKey(Record):

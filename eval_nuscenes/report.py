@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eval_nuscenes import pictures
-from eval_nuscenes.evaluation import SampleRecord
+from eval_nuscenes.evaluation import SampleRecord, Variant
 from eval_nuscenes.metrics import PROTOCOLS
-from eval_nuscenes.nuscenes_reader import Sample
+from eval_nuscenes.nuscenes_reader import NuScenesSplit, Sample
 from eval_nuscenes.pictures import BLANKED, INK, NEUTRAL, PLAN, RANDOM, TRUTH
-from eval_nuscenes.summary import STEPS_OF_A_PLAN, EvaluationSummary, Interval, VariantSummary
+from eval_nuscenes.summary import STEPS_OF_A_PLAN, EvaluationSummary, Interval, SampleScores, VariantSummary
 from vla_autoprune.frame import FloatArray, Image, Plan
 from vla_autoprune.recipe import Bucket, PruningRecipe
 
@@ -33,8 +33,8 @@ LABEL_LEAK = (
 _ABOUT_TABLE = """L2 in metres, below it collisions in percent: at 1 / 2 / 3 s and, bold, their mean, as each
 protocol reports them. Work is prefill FLOPs against unpruned; below it the paper's own count."""
 _ABOUT_LATENCY = """Each point is a variant: its mean over 1, 2 and 3 s with a 95 % interval over scenes,
-against the median time of a whole plan. Lower left is better. All variants planned one frame before the next, in
-turning order."""
+against the median time of a whole plan. Lower left is better. All variants planned one frame before the next,
+in turning order."""
 _ABOUT_SPLIT = """Mean milliseconds per plan. Pruning inside the decoder shortens the prefill; the rest is
 preprocessing, embedding and reading the answer."""
 _ABOUT_RETENTION = """Visual tokens that enter each decoder layer, one curve per bucket. All curves of a
@@ -43,7 +43,7 @@ _ABOUT_COMPLEXITY = """Information that stage 0 measured in each frame, coloured
 Dashed lines are the bucket edges."""
 _ABOUT_TOKENS = """Cells without a visual token are dark. Front cameras above, rear cameras below."""
 _ABOUT_ABOVE = """Ahead is up, metres; one dot per half second. Road users as they stood when the plan was
-made."""
+made. From the smallest to the largest error of the pruned plan at 3 s."""
 
 KIND_STYLE: dict[str, dict[str, Any]] = {
     "full": {"color": INK, "marker": "s"},
@@ -71,6 +71,47 @@ class TokenView:
     images: Mapping[str, Image]
     plans: Mapping[str, Plan]
     """Variant name -> plan, with its kept tokens."""
+
+
+def scene_views(
+    split: NuScenesSplit,
+    records: Sequence[SampleRecord],
+    scored: Sequence[SampleScores],
+    variant: str,
+    count: int = 8,
+) -> list[SceneView]:
+    """Samples to draw from above: spread from the smallest to the largest error of a variant at 3 s."""
+    errors = {
+        index: sample.scores["vad"][variant].distance_m[-1]
+        for index, sample in enumerate(scored)
+        if sample.scores["vad"][variant].counted
+    }
+    views = []
+    for index in _spread(errors, count):
+        sample = split[index]
+        views.append(SceneView(sample, records[index], split.drivable_area(sample)))
+    return views
+
+
+def token_views(
+    split: NuScenesSplit, records: Sequence[SampleRecord], variant: Variant, cameras: Sequence[str]
+) -> list[TokenView]:
+    """Plan two samples again to show their tokens: the least and the most complex frame a variant met."""
+    plans = [record.plans[variant.name] for record in records]
+    complexity = {index: plan.complexity or 0.0 for index, plan in enumerate(plans) if plan.error is None}
+    views = []
+    for index in _spread(complexity, 2):
+        sample = split[index]
+        frame = sample.frame(cameras)
+        views.append(TokenView(sample, frame.images, {variant.name: variant.agent.plan(frame)}))
+    return views
+
+
+def _spread(values: Mapping[int, float], count: int) -> list[int]:
+    """Keys of at most `count` entries, evenly from the smallest to the largest value."""
+    ranked = sorted(values, key=lambda index: values[index])
+    places = np.linspace(0, len(ranked) - 1, count).round().astype(int) if ranked else ()
+    return list(dict.fromkeys(ranked[place] for place in places))
 
 
 def write_report(
@@ -150,10 +191,14 @@ def _references(summary: EvaluationSummary, protocol: str) -> str:
 def _difference(above: Interval | None) -> str:
     if above is None or above.low is None or above.high is None:
         return "has no interval (one scene only)"
-    interval = f"{above.mean:+.2f} m [{above.low:+.2f}, {above.high:+.2f}]"
+    interval = f"{_signed(above.mean)} m [{_signed(above.low)}, {_signed(above.high)}]"
     if above.low <= 0 <= above.high:
         return f"{interval}, no difference from unpruned can be shown"
     return f"{interval} {'worse' if above.mean > 0 else 'better'} than unpruned"
+
+
+def _signed(metres: float) -> str:
+    return f"{round(metres, 2) + 0.0:+.2f}"
 
 
 def _sections(
@@ -231,7 +276,8 @@ def _cost_cells(variant: VariantSummary) -> list[str]:
 def _failures(variant: VariantSummary) -> str:
     if not variant.failed_plans:
         return ""
-    return f"<small>{variant.failed_plans} failed plans, scored standing still</small>"
+    why = escape(variant.first_failure or "")
+    return f'<small title="{why}">{variant.failed_plans} failed plans, scored standing still</small>'
 
 
 def _horizons(values: Sequence[Interval], factor: float = 1.0) -> str:
@@ -300,13 +346,22 @@ def _latency_panel(axes: Axes, summary: EvaluationSummary, protocol: str, field:
         if variant.kind not in REFERENCES:
             continue
         value = mean_of(variant).mean * factor
-        text = {"ha": "right", "fontsize": 8, "color": KIND_STYLE[variant.kind]["color"]}
+        colour = KIND_STYLE[variant.kind]["color"]
+        line = {"blanked": (0, (1, 1)), "constant_velocity": (0, (5, 2))}[variant.kind]
+        axes.plot([], [], color=colour, linestyle=line, linewidth=1.6, label=variant.name)
         if value <= limit:
-            axes.axhline(value, color=text["color"], linestyle="--", linewidth=1.1)
-            axes.text(0.8, value, variant.name, va="bottom", transform=axes.get_yaxis_transform(), **text)
+            axes.axhline(value, color=colour, linestyle=line, linewidth=1.3)
         else:
-            note = f"\u2191 {variant.name} {value:.2f}"
-            axes.text(0.99, 0.98 - 0.08 * above, note, va="top", transform=axes.transAxes, **text)
+            place = (0.99, 0.98 - 0.08 * above)
+            axes.annotate(
+                f"\u2191 {variant.name} {value:.2f}",
+                place,
+                xycoords="axes fraction",
+                ha="right",
+                va="top",
+                fontsize=8,
+                color=colour,
+            )
             above += 1
     axes.set_ylim(0, limit)
     axes.margins(x=0.12)
@@ -580,7 +635,7 @@ tbody th.constant_velocity { border-left-color: #8a8f98; }
 .conditions th { border-left: 0; }
 .conditions td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .plot svg { max-width: 100%; height: auto; }
-.stages { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 14px; }
+.stages { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 14px; }
 figure { margin: 0; }
 figure img { width: 100%; border-radius: 4px; }
 figcaption { font-size: 13px; }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -79,6 +80,7 @@ class VariantSummary(Record):
     planning: dict[str, Planning]
     cost: Cost | None
     failed_plans: int
+    first_failure: str | None
     flags: dict[str, int]
     buckets: dict[str, int]
     complexities: tuple[float, ...]
@@ -176,12 +178,20 @@ def summarise(
                 planning=planning,
                 cost=_cost(plans, published_work),
                 failed_plans=sum(plan.error is not None for plan in plans),
+                first_failure=next((plan.error for plan in plans if plan.error is not None), None),
                 flags=dict(Counter(flag for plan in plans for flag in plan.flags)),
                 buckets=dict(Counter(plan.bucket for plan in plans if plan.bucket)),
                 complexities=tuple(plan.complexity for plan in plans if plan.complexity is not None),
             )
         )
     return EvaluationSummary(conditions=conditions, variants=tuple(rows))
+
+
+def write_summary(path: Path, summary: EvaluationSummary) -> None:
+    """Write results.json; the file appears only when it is whole."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 class SceneBootstrap:
@@ -227,7 +237,7 @@ def latency_split(timings_ms: Mapping[str, float]) -> dict[str, float]:
         timings_ms: as in `Plan.timings_ms`.
 
     Returns:
-        Milliseconds of vision, prefill (stages and selection), decode, and the rest of the total.
+        Milliseconds of vision, prefill (stages, selection, head), decode, and the rest of the total.
     """
     split = dict.fromkeys(STEPS_OF_A_PLAN, 0.0)
     for name, milliseconds in timings_ms.items():
@@ -238,7 +248,7 @@ def latency_split(timings_ms: Mapping[str, float]) -> dict[str, float]:
     return split
 
 
-_HEADINGS = {"vision": ("vision",), "prefill": ("stage", "select"), "decode": ("decode",)}
+_HEADINGS = {"vision": ("vision",), "prefill": ("stage", "select", "head"), "decode": ("decode",)}
 
 
 def _planning(scores: Sequence[Score], full: Sequence[Score] | None, bootstrap: SceneBootstrap) -> Planning:

@@ -1,0 +1,244 @@
+"""`vla-autoprune evaluate`: what pruning costs and saves, over a split of nuScenes-format data."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from vla_autoprune.cli import app
+from vla_autoprune.errors import InputError
+
+if TYPE_CHECKING:
+    from eval_nuscenes.summary import EvaluationSummary, Interval, VariantSummary
+
+Item = TypeVar("Item")
+
+TABLE_WIDTH = 130
+"""Columns when the output is no terminal."""
+
+
+@app.command()
+def evaluate(
+    bundle: Path = typer.Argument(metavar="BUNDLE", help="Directory that vla-autoprune export wrote."),
+    data: Path = typer.Option(
+        ..., "--data", metavar="ROOT", help="Data set in nuScenes format (its dataroot)."
+    ),
+    version: str = typer.Option("v1.0-synth", "--version", help="Folder of its tables, such as v1.0-mini."),
+    split: str = typer.Option("val", "--split", help="A split of the data set, or all."),
+    budgets: str = typer.Option(
+        "", "--budgets", metavar="B,B,…", help="Budgets to run; all of the recipe's if not given."
+    ),
+    limit: int | None = typer.Option(None, "--limit", help="This many samples, spread over the split."),
+    out: Path = typer.Option(Path("out/evaluation"), "--out", metavar="DIR", help="Where the results go."),
+    command_source: str = typer.Option(
+        "route", "--command-source", help="Driving command: route (recorded), or future (leaks the label)."
+    ),
+    threads: int | None = typer.Option(
+        None, "--threads", min=1, help="Threads of the backend; all cores if not given."
+    ),
+    warm_up: int = typer.Option(3, "--warm-up", min=0, help="Plans per variant before the first counts."),
+) -> None:
+    """Score a bundle's plans: unpruned, AutoPrune and random tokens at each budget.
+
+    Open-loop L2 and collisions by the protocols of UniAD, ST-P3 and VAD,
+    beside constant velocity and the same model with grey images; visual
+    tokens, work, latency and KV cache, measured side by side on each frame.
+    Prints a table, writes results.json and report.html to DIR. Interrupt it
+    whenever you like: the same command goes on where it stopped.
+
+    The synthetic world: vla-autoprune evaluate out/bundle --data out/synth
+
+    Two budgets, quickly: vla-autoprune evaluate out/bundle --data out/synth --budgets 0.4,0.25 --limit 40
+
+    Real data: vla-autoprune evaluate out/bundle --data /data/nuscenes --version v1.0-mini --split mini_val
+    --command-source future
+    """
+    from engines.onnxruntime import OnnxRuntimeBackend
+    from eval_nuscenes import evaluation, report, summary
+    from eval_nuscenes.nuscenes_reader import NuScenesSplit
+    from vla_autoprune.bundle import load_bundle
+    from vla_autoprune.recipe import published_work_fraction
+    from vla_autoprune.runtime.planner import Planner, Policy
+
+    if command_source not in ("route", "future"):
+        raise InputError(f"--command-source is {command_source!r}; allowed: route, future")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; give a directory")
+    console = Console(soft_wrap=True)
+    opened = load_bundle(bundle)
+    recipe = opened.recipe
+    wanted = _budgets(budgets) or recipe.budgets
+    for budget in wanted:
+        recipe.buckets_of(budget)
+    samples = NuScenesSplit(data, version, split, cast(Literal["route", "future"], command_source), limit)
+    samples.check_images(recipe.layout.cameras)
+    if command_source == "future":
+        console.print(
+            "label leak: commands come from the true future; figures are optimistic", style="yellow"
+        )
+
+    backend = OnnxRuntimeBackend(opened, threads=threads)
+    planner = Planner(opened, backend)
+    variants = evaluation.planner_variants(
+        lambda budget, policy: planner.variant(budget, cast(Policy, policy)), wanted
+    )
+    key = evaluation.RunKey(
+        bundle_id=opened.manifest.bundle_id,
+        data_hash=samples.data_hash,
+        variants=tuple(variant.name for variant in variants),
+        command_source=command_source,
+        machine=f"{evaluation.machine()}; {backend.device}",
+        versions=evaluation.versions(),
+    )
+    log = evaluation.PlanLog(out, key)
+    left = [token for token in samples.tokens if token not in log.records]
+    if len(left) < len(samples):
+        console.print(f"{len(samples) - len(left)} of {len(samples)} samples are done already")
+    run = evaluation.plan_samples(samples, variants, log, recipe.layout.cameras, warm_up)
+    try:
+        for _ in _progress(run, f"plan, {len(variants)} variants", len(left)):
+            pass
+    except KeyboardInterrupt:
+        done = len(set(samples.tokens) & set(log.records))
+        console.print(f"{done} of {len(samples)} samples are kept; the same command goes on", style="yellow")
+        raise
+
+    records, scored, ego_sources = [], [], Counter[str]()
+    for sample in _progress(samples, "score", len(samples)):
+        records.append(log.records[sample.token])
+        scored.append(summary.score_sample(sample, records[-1]))
+        ego_sources[sample.ego_source] += 1
+    conditions = summary.Conditions(
+        key=key,
+        command=shlex.join(["vla-autoprune", *sys.argv[1:]]),
+        data_root=str(data),
+        version=version,
+        split=split,
+        samples=len(records),
+        scenes=len({record.scene for record in records}),
+        ego_sources=dict(ego_sources),
+        warm_up=warm_up,
+    )
+    result = summary.summarise(
+        variants,
+        records,
+        scored,
+        conditions,
+        lambda bucket: published_work_fraction(recipe, recipe.bucket(bucket)),
+    )
+    summary.write_summary(out / "results.json", result)
+    pruned = [variant for variant in variants if variant.kind == "autoprune"][-1]
+    report.write_report(
+        out / "report.html",
+        result,
+        recipe,
+        report.scene_views(samples, records, scored, pruned.name),
+        report.token_views(samples, records, pruned, recipe.layout.cameras),
+    )
+    backend.close()
+    _print(result)
+    Console(soft_wrap=True).print(f"wrote {out / 'results.json'} and {out / 'report.html'}", highlight=False)
+
+
+def _budgets(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise InputError(f"--budgets is {text!r}; expected fractions such as 0.6,0.4,0.25") from error
+    return tuple(sorted(set(found), reverse=True))
+
+
+def _progress(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield from progress.track(items, description=what, total=total)
+
+
+def _print(result: EvaluationSummary) -> None:
+    from eval_nuscenes.report import headlines
+
+    protocols = list(result.variants[0].planning)
+    conditions = result.conditions
+    table = Table(
+        title=f"{conditions.split}: {conditions.samples} samples of {conditions.scenes} scenes",
+        title_justify="left",
+        header_style="bold",
+        pad_edge=False,
+        show_lines=True,
+    )
+    table.add_column("variant", no_wrap=True)
+    for name in ("tokens", "work", "prefill ms\np50/p90", "total ms\np50/p90", "KV\nMiB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("protocol", no_wrap=True)
+    table.add_column("L2 m\n1/2/3 s  mean", justify="right", no_wrap=True)
+    table.add_column("collision %\n1/2/3 s  mean", justify="right", no_wrap=True)
+    for variant in result.variants:
+        plannings = [variant.planning[protocol] for protocol in protocols]
+        table.add_row(
+            variant.name,
+            *_cost_cells(variant),
+            "\n".join(protocols),
+            "\n".join(_horizons(planning.l2_m) for planning in plannings),
+            "\n".join(_horizons(planning.collision, 100) for planning in plannings),
+        )
+    console = Console()
+    if console.width < TABLE_WIDTH and not console.is_terminal:
+        console = Console(width=TABLE_WIDTH)
+    console.print(table)
+    console.print(
+        "tokens: mean visual tokens into the layers. work: prefill FLOPs over unpruned. uniad reports "
+        "the step at 1/2/3 s over all samples, stp3 and vad the mean of the steps up to there over samples "
+        "with a whole future.",
+        style="dim",
+    )
+    for variant in result.variants:
+        if variant.failed_plans:
+            console.print(
+                f"{variant.name}: {variant.failed_plans} of {conditions.samples} plans failed and are scored "
+                f"standing still, the first because {variant.first_failure}",
+                style="red",
+                highlight=False,
+            )
+    for sentence in headlines(result):
+        console.print(f"- {sentence}", highlight=False)
+
+
+def _cost_cells(variant: VariantSummary) -> Sequence[str]:
+    cost = variant.cost
+    if cost is None:
+        return ("-",) * 5
+    return (
+        f"{cost.visual_tokens_into_layers:.0f}",
+        f"{cost.work_fraction:.2f}",
+        f"{cost.prefill_ms.p50:.1f}/{cost.prefill_ms.p90:.1f}",
+        f"{cost.total_ms.p50:.1f}/{cost.total_ms.p90:.1f}",
+        f"{cost.kv_mib:.2f}",
+    )
+
+
+def _horizons(values: Sequence[Interval], factor: float = 1.0) -> str:
+    single = "/".join(f"{value.mean * factor:.2f}" for value in values[:3])
+    return f"{single}  {values[3].mean * factor:.2f}"
