@@ -35,7 +35,10 @@ _RISING_JERK_MPS3 = 5.0
 _FALLING_JERK_MPS3 = 9.0
 _GAP_ACCEPTED_S = 4.5
 _WAIT_BEHIND_OBSTACLE_M = 13.0
+_CLOSEST_TO_OBSTACLE_M = 9.0
 _SHORTEST_MOVE_M = 12.0
+_MOVE_S = 1.5
+"""Time that a sideways move of a metre takes; longer ones take longer by their square root."""
 _COMMAND_KNOWN_M = 50.0
 """The route's next turn is announced this far before the stop line."""
 
@@ -133,6 +136,12 @@ class Move:
             self.before_m + rise * t * t * t * (10.0 + t * (6.0 * t - 15.0)),
             rise * 30.0 * t * t * (1.0 - t) * (1.0 - t) / self.length_m,
         )
+
+    def fastest_mps(self, along_m: float) -> float:
+        """The speed at which the move stays comfortable; infinite when it is over."""
+        if along_m >= self.start_m + self.length_m:
+            return math.inf
+        return self.length_m / (_MOVE_S * math.sqrt(abs(self.after_m - self.before_m)))
 
 
 KEEPS_LANE = Move(0.0, 1.0, 0.0, 0.0)
@@ -264,7 +273,7 @@ def wanted_acceleration(route: Route, ego: Ego, seen: Surroundings) -> float:
     allowed = route.allowed_mps
     ahead = min(int(along + _LAG_S * speed), len(allowed) - 1)
     limit = allowed[min(int(along), len(allowed) - 1)]
-    goal = min(allowed[ahead], limit)
+    goal = min(allowed[ahead], limit, ego.move.fastest_mps(along))
     wanted = _free_acceleration(speed, goal)
     beside, _ = ego.move.at(along)
     leftmost = max(beside, ego.move.after_m) + HALF_WIDTH_M + 0.25
@@ -296,7 +305,7 @@ def follow(speed: float, goal: float, gap: float, lead_speed: float) -> float:
     Source: Treiber, Hennecke, Helbing, Congested traffic states in empirical observations, 2000.
     """
     if gap < 0.3:
-        return -HARDEST_BRAKING_MPS2
+        return -HARDEST_BRAKING_MPS2 if speed > 1.0 else -speed / 0.3
     closing = speed * (speed - lead_speed) / 4.2  # twice the root of comfortable acceleration times braking
     wish = _STANDSTILL_GAP_M + max(0.0, _TIME_GAP_S * speed + closing)
     ratio = speed / max(goal, 1.0)
@@ -324,6 +333,9 @@ def comfortable_speed(route: Route, ego: Ego, seen: Surroundings) -> float:
     while ego.speed_mps > 0.5:
         stops = _stops(route, ego, seen, even_if_late=True)
         late = any(ego.speed_mps**2 > 6.4 * max(place - front, 0.1) for place in stops if place > front - 1.0)
+        obstacle = _next_obstacle(route, ego)
+        if obstacle is not None:
+            late = late or not _fits(obstacle.begin_m - front, ego.speed_mps, obstacle.shift_m - ego.move.after_m)
         if not late and wanted_acceleration(route, ego, seen) > -3.2:
             break
         ego = replace(ego, speed_mps=0.85 * ego.speed_mps)
@@ -372,10 +384,13 @@ def _stops(route: Route, ego: Ego, seen: Surroundings, even_if_late: bool = Fals
     obstacle = _next_obstacle(route, ego)
     if obstacle is not None and obstacle.begin_m - front < sight + _WAIT_BEHIND_OBSTACLE_M:
         length = _move_length(speed, obstacle.shift_m - ego.move.after_m)
-        if obstacle.begin_m - front < length + 30.0 and not _is_free(
-            route, ego, seen, obstacle.shift_m, obstacle.end_m
+        gap = obstacle.begin_m - front
+        if gap < length + 30.0 and not (
+            _fits(gap, speed, obstacle.shift_m - ego.move.after_m)
+            and _is_free(route, ego, seen, obstacle.shift_m, obstacle.end_m)
         ):
-            stops.append(obstacle.begin_m - _WAIT_BEHIND_OBSTACLE_M)
+            place = obstacle.begin_m - _WAIT_BEHIND_OBSTACLE_M
+            stops.append(place if can_stop(place, 3.5) else obstacle.begin_m - _CLOSEST_TO_OBSTACLE_M)
     return stops
 
 
@@ -392,7 +407,12 @@ def _taken(conflict: Conflict, vehicles: list[tuple[float, float, float]]) -> bo
 
 def _move_length(speed: float, shift_m: float) -> float:
     """How long a sideways move takes, so that it stays comfortable."""
-    return max(_SHORTEST_MOVE_M * min(1.0, 0.4 + abs(shift_m) / 4), 1.55 * speed * math.sqrt(abs(shift_m)))
+    return max(_SHORTEST_MOVE_M * min(1.0, 0.4 + abs(shift_m) / 4), _MOVE_S * speed * math.sqrt(abs(shift_m)))
+
+
+def _fits(gap: float, speed: float, shift_m: float) -> bool:
+    """Whether a sideways move can still be made comfortably before an obstacle."""
+    return gap - 1.0 >= (0.88 * _move_length(speed, shift_m) if speed > 1.0 else 0.5 * _SHORTEST_MOVE_M)
 
 
 def _next_obstacle(route: Route, ego: Ego) -> Obstacle | None:
@@ -414,8 +434,12 @@ def _sideways(route: Route, ego: Ego, seen: Surroundings) -> Ego:
     if obstacle is not None:
         length = _move_length(speed, obstacle.shift_m - move.after_m)
         gap = obstacle.begin_m - front
-        if gap < length + 3.0 + 0.3 * speed and _is_free(route, ego, seen, obstacle.shift_m, obstacle.end_m):
-            move = Move(along, max(min(length, gap - 1.0), 9.0), move.after_m, obstacle.shift_m)
+        if (
+            gap < length + 3.0 + 0.3 * speed
+            and _fits(gap, speed, obstacle.shift_m - move.after_m)
+            and _is_free(route, ego, seen, obstacle.shift_m, obstacle.end_m)
+        ):
+            move = Move(along, min(length, gap - 1.0), move.after_m, obstacle.shift_m)
             return replace(ego, move=move, passing_m=obstacle.end_m)
     if move.after_m == 0.0:
         return _overtaking(route, ego, seen)

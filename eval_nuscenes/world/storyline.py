@@ -54,12 +54,11 @@ class Stream:
     """A path that vehicles follow one behind the other.
 
     Attributes:
-        shares_lane: it is the ego's own lane, metre for metre, until `leaves_at_m`.
+        shares_lane: it starts out as the ego's own lane.
     """
 
     driving_path: DrivingPath
     shares_lane: bool = False
-    leaves_at_m: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -303,8 +302,13 @@ class _Teller:
             elif event == "exit_crossing" and number < len(self.route.passages):
                 passage = self.route.passages[number]
                 self._cross(passage.exit_m + CROSSING_SETBACK_M + CROSSING_DEPTH_M / 2)
+            # Walkways lie between this leg's junctions.
+            first = begin + (self.network.junctions[number - 1].half_m if number else 0.0) + 3.0
+            last = self.route.passages[number].enter_m - 3.0
             for _ in range(int(rng.integers(0, 3))):
-                self._stroll(begin + float(rng.uniform(20.0, 70.0)))
+                along = float(rng.uniform(first, last))
+                if all(abs(along - (walker.along_m or -99.0)) > 4.0 for walker in self.walkers):
+                    self._stroll(along, first, last)
         lights = tuple(self._programme(junction.control) for junction in self.network.junctions)
         self._leads()
         self._neighbours()
@@ -384,13 +388,18 @@ class _Teller:
         if self._kerb_offsets(along)[0] > LANE_WIDTH_M:
             return
         actor = self._truck() if self.rng.random() < 0.3 else self._car()
-        self.parked.append(ParkedRole(actor, along, float(self.rng.uniform(-0.7, -0.2))))
+        self._park(actor, along, float(self.rng.uniform(-0.7, -0.2)))
+
+    def _park(self, actor: int, along: float, beside: float) -> None:
+        """Park a vehicle, unless the ego starts too close to it."""
+        if not -9.0 < along - self.start_m < 22.0:
+            self.parked.append(ParkedRole(actor, along, beside))
 
     def _kerb(self, along: float) -> None:
         right, _ = self._kerb_offsets(along)
         for number in range(int(self.rng.integers(1, 4))):
             beside = -right + float(self.rng.uniform(-0.1, 0.8))
-            self.parked.append(ParkedRole(self._car(), along + 6.5 * number, beside))
+            self._park(self._car(), along + 6.5 * number, beside)
 
     def _cross(self, along: float) -> None:
         """One or two pedestrians who want to cross here."""
@@ -398,10 +407,11 @@ class _Teller:
         right, left = self._kerb_offsets(along)
         x, y, heading = self.route.path.pose(along)
         heads_left = bool(rng.random() < 0.65)
-        for number in range(1 if rng.random() < 0.6 else 2):
+        count = 1 if rng.random() < 0.6 else 2
+        for number in range(count):
             wait = 0.5 + 0.9 * number
             beside = -(right + wait) if heads_left else left + wait
-            shift = float(rng.uniform(-0.8, 0.8))
+            shift = float(rng.uniform(-0.3, 0.3)) + (0.7 if number else -0.7) * (count - 1)
             way = heading + (math.pi / 2 if heads_left else -math.pi / 2)
             self.walkers.append(
                 WalkerRole(
@@ -420,21 +430,26 @@ class _Teller:
                 )
             )
 
-    def _stroll(self, along: float) -> None:
-        """A pedestrian on the walkway, who never crosses."""
+    def _stroll(self, along: float, first: float, last: float) -> None:
+        """A pedestrian on the walkway, who never crosses the road."""
         rng = self.rng
         right, left = self._kerb_offsets(along)
         side = -1.0 if rng.random() < 0.5 else 1.0
         beside = side * ((right if side < 0 else left) + float(rng.uniform(0.9, WALKWAY_M - 0.4)))
+        way = 1.0 if rng.random() < 0.5 else -1.0
+        speed = float(rng.uniform(0.8, 1.6))
         x, y, heading = self.route.path.pose(along)
-        moves = rng.random() < 0.6
+        end = min(max(along + 12.0 * way, first), last)
+        # A straight walk leaves the walkway where the road bends.
+        bends = abs(self.route.path.pose(end)[2] - heading) > 0.04
+        length = 0.0 if bends or rng.random() < 0.4 else abs(end - along)
         self.walkers.append(
             WalkerRole(
                 self._pedestrian(_WALKWAY_CLOTHES),
                 (x - beside * math.sin(heading), y + beside * math.cos(heading)),
-                heading + (math.pi if rng.random() < 0.5 else 0.0),
-                12.0 if moves else 0.0,
-                float(rng.uniform(0.8, 1.6)),
+                heading if way > 0 else heading + math.pi,
+                length,
+                speed,
                 math.inf,
             )
         )
@@ -471,7 +486,7 @@ class _Teller:
             self._lead(stream, self.start_m + float(rng.uniform(25.0, 60.0)), slow=True)
         if rng.random() < 0.5:
             behind = self.start_m - float(rng.uniform(9.0, 26.0))
-            self.streams.append(Stream(self.route, shares_lane=True))
+            self.streams.append(Stream(self._around_parked(self.route), shares_lane=True))
             speed = self.limit * float(rng.uniform(0.4, 0.9))
             self.vehicles.append(
                 VehicleRole(self._car(), len(self.streams) - 1, behind, speed, self.limit * 0.97)
@@ -481,31 +496,32 @@ class _Teller:
         """The path of the vehicles ahead: straight on where the route first turns, or the route itself."""
         later = [p for p in self.route.passages if p.stop_m > ahead]
         turning = [p for p in later if p.turn is not Command.STRAIGHT]
-        leaves = math.inf
         driving_path = self.route
         if turning and (turning[0].turn is Command.LEFT or self.rng.random() < 0.6):
             done = [turn for turn in self.turns if turn[0] < turning[0].junction]
             driving_path = self.network.follow((0, 1, self.lanes[0]), 0, done, 1000.0)
-            leaves = turning[0].enter_m
-        self.streams.append(Stream(self._around_kerb(driving_path), shares_lane=True, leaves_at_m=leaves))
+        self.streams.append(Stream(self._around_parked(driving_path), shares_lane=True))
         return len(self.streams) - 1
 
-    def _around_kerb(self, driving_path: DrivingPath) -> DrivingPath:
-        """The path with room for vehicles parked at the kerb."""
-        points = driving_path.path.points
-        along = np.arange(len(points), dtype=np.float64)
+    def _around_parked(self, driving_path: DrivingPath) -> DrivingPath:
+        """The path with bends around parked vehicles in it or at its right."""
+        points, heading = driving_path.path.points, driving_path.path.heading
         shift = np.zeros(len(points))
         for role in self.parked:
-            needed = role.beside_m + self.actors[role.actor].width_m / 2 + 0.5 + 1.0
-            if needed > 0.2:
-                bump = np.clip((22.0 - np.abs(along - role.along_m)) / 16.0, 0.0, 1.0)
-                shift = np.maximum(shift, needed * bump * bump * (3 - 2 * bump))
+            x, y, ahead = self.route.path.pose(role.along_m)
+            spot = np.array([x - role.beside_m * math.sin(ahead), y + role.beside_m * math.cos(ahead)])
+            away = spot - points
+            nearest = int(np.einsum("ij,ij->i", away, away).argmin())
+            dx, dy = away[nearest]
+            left = dy * math.cos(heading[nearest]) - dx * math.sin(heading[nearest])
+            needed = left + self.actors[role.actor].width_m / 2 + 1.5
+            if abs(dx) + abs(dy) < 5.0 and left < 1.0 and needed > 0.2:
+                bump = np.clip((22.0 - np.abs(np.arange(len(points)) - nearest)) / 16.0, 0.0, 1.0)
+                shift = np.maximum(shift, needed * bump * bump * (3.0 - 2.0 * bump))
         if not shift.any():
             return driving_path
-        heading = driving_path.path.heading
-        left = np.stack([-np.sin(heading), np.cos(heading)], axis=1)
-        path = path_through(points + shift[:, None] * left)[0]
-        return replace(driving_path, path=path)
+        sideways = np.stack([-np.sin(heading), np.cos(heading)], axis=1) * shift[:, None]
+        return replace(driving_path, path=path_through(points + sideways)[0])
 
     def _lead(self, stream: int, along: float, slow: bool | None = None) -> None:
         rng = self.rng
@@ -535,7 +551,7 @@ class _Teller:
             if road.lanes < 2:
                 continue
             driving_path = self.network.follow((stretch.road, 1, 1 - stretch.lane), 0, (), 1000.0)
-            self.streams.append(Stream(driving_path))
+            self.streams.append(Stream(self._around_parked(driving_path)))
             # Beside each other, lanes count almost the same metres.
             here = self.start_m if number == 0 else 10.0
             places = here + 55.0 - np.cumsum(rng.uniform(12.0, 60.0, size=int(rng.integers(1, 4))))

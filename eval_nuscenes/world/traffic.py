@@ -11,7 +11,7 @@ import numpy as np
 from eval_nuscenes.world import expert
 from eval_nuscenes.world.expert import Conflict, Ego, Gate, Neighbour, Route, Surroundings, Walker
 from eval_nuscenes.world.roads import DrivingPath, Passage, lane_names, road_map
-from eval_nuscenes.world.scene import ActorState, EgoPose, Scene, WorldState
+from eval_nuscenes.world.scene import ActorState, EgoPose, Points, Scene, WorldState
 from eval_nuscenes.world.storyline import KINDS, Storyline, draw_kind, tell
 from vla_autoprune.errors import InputError
 from vla_autoprune.frame import Command
@@ -98,7 +98,7 @@ class Drive:
                 stops.append((passage.stop_m, passage.exit_m, passage.junction, side))
             self._stops.append(stops)
         self._walker_stops = [self._walkers_on(stream.driving_path) for stream in story.streams]
-        self._leaders = self._find_leaders()
+        self._rivals = self._find_rivals()
         self._half_lengths = [story.actors[role.actor].length_m / 2 for role in story.vehicles]
         self._half_widths = [story.actors[role.actor].width_m / 2 for role in story.vehicles]
 
@@ -199,6 +199,10 @@ class Drive:
             [-100.0 if light and light.starts == "red" else math.inf for light in story.lights],
             [math.inf] * len(story.lights),
         )
+        for other in self.surroundings(self.view, moment, ego).neighbours:
+            if abs(other.beside_m) < 2.4 and abs(other.along_m - ego.along_m) < 4.0 + other.half_length_m:
+                moment.present[other.vehicle] = False
+                moment.along[other.vehicle] = _GONE
         moment.ego = self.at_safe_speed(self.view, moment, ego)
         return moment
 
@@ -296,24 +300,57 @@ class Drive:
                 found.append((nearest - 3.0, number))
         return found
 
-    def _find_leaders(self) -> list[int]:
-        """Per vehicle, the one ahead of it on its stream or, in the ego's lane, on any stream there; -1 for none."""
+    def _find_rivals(self) -> list[list[tuple[int, float, float, float]]]:
+        """Per vehicle, the vehicles that may be ahead of it in its lane.
+
+        Entries are the vehicle, what to add to its place to get the follower's coordinates, and between which of its
+        own places it is in the follower's way. Of the same stream there is only the next one ahead.
+        """
         story = self.story
-        leaders = []
+        shared = {
+            (one, other): self._shared_lane(one, other)
+            for one in range(len(story.streams))
+            for other in range(len(story.streams))
+            if one != other
+        }
+        rivals: list[list[tuple[int, float, float, float]]] = []
         for number, role in enumerate(story.vehicles):
-            stream = story.streams[role.stream]
             ahead = [
-                (other.start_m, index)
+                (other.start_m, -index)
                 for index, other in enumerate(story.vehicles)
-                if index != number
-                and (
-                    other.stream == role.stream
-                    or (stream.shares_lane and story.streams[other.stream].shares_lane)
-                )
-                and (other.start_m > role.start_m or (other.start_m == role.start_m and index < number))
+                if other.stream == role.stream and (other.start_m, -index) > (role.start_m, -number)
             ]
-            leaders.append(min(ahead, key=lambda entry: (entry[0], -entry[1]))[1] if ahead else -1)
-        return leaders
+            found = [(-min(ahead)[1], 0.0, -math.inf, math.inf)] if ahead else []
+            for index, other in enumerate(story.vehicles):
+                place = shared.get((role.stream, other.stream))
+                if place is not None:
+                    found.append((index, *place))
+            rivals.append(found)
+        return rivals
+
+    def _shared_lane(self, one: int, other: int) -> tuple[float, float, float] | None:
+        """What to add to the other stream's places, and between which of them both run in one lane, if anywhere."""
+        path, other_path = self.story.streams[one].driving_path, self.story.streams[other].driving_path
+        pairs = [
+            (stretch, candidate)
+            for stretch in path.stretches
+            for candidate in other_path.stretches
+            if (stretch.road, stretch.direction, stretch.lane)
+            == (candidate.road, candidate.direction, candidate.lane)
+        ]
+        if not pairs:
+            return None
+        stretch, candidate = pairs[0]
+        until = pairs[-1][1].end_m + 5.0
+        # Both begin somewhere on the lane; it is shared from the later beginning.
+        points, other_points = path.path.points, other_path.path.points
+        begin = min(int(candidate.start_m) + 1, len(other_points) - 1)
+        place, distance = _nearest(points, other_points[begin])
+        if distance < 2.0 and place >= int(stretch.start_m):
+            return place - begin, candidate.start_m, until
+        begin = min(int(stretch.start_m) + 1, len(points) - 1)
+        place, distance = _nearest(other_points, points[begin])
+        return (begin - place, place - 1.0, until) if distance < 2.0 else None
 
     def _projections(self, path: DrivingPath) -> tuple[list[list[float]], list[list[float]]]:
         """Every stream's points in the coordinates of a route."""
@@ -397,8 +434,10 @@ class Drive:
         places = {other.vehicle: other for other in seen.neighbours}
         for number, role in enumerate(story.vehicles):
             if not moment.present[number]:
-                leader = self._leaders[number]
-                clear = leader < 0 or not moment.present[leader] or before[leader] - role.start_m > 12.0
+                clear = all(
+                    not moment.present[rival] or abs(before[rival] + shift - role.start_m) > 12.0
+                    for rival, shift, _, _ in self._rivals[number]
+                )
                 if role.appears_m <= ego.along_m and clear and before[number] != _GONE:
                     moment.present[number] = True
                 continue
@@ -415,13 +454,12 @@ class Drive:
                 wanted = 1.8 * (1.0 - (speed / goal) ** 4)
             else:
                 wanted = max((goal - speed) / 0.6, -4.0)
-            leader = self._leaders[number]
-            if leader >= 0 and moment.present[leader]:
-                leaves = story.streams[story.vehicles[leader].stream].leaves_at_m
-                if story.vehicles[leader].stream == role.stream or before[leader] < leaves + 8.0:
-                    gap = before[leader] - self._half_lengths[leader] - front
-                    if gap < 80.0:
-                        wanted = min(wanted, expert.follow(speed, goal, gap, speeds[leader]))
+            for rival, shift, begin, until in self._rivals[number]:
+                there = before[rival]
+                gap = there + shift - self._half_lengths[rival] - front
+                if -3.0 < gap < 60.0 and begin <= there <= until and moment.present[rival]:
+                    if there + shift > place:
+                        wanted = min(wanted, expert.follow(speed, goal, gap, speeds[rival]))
             for stop, leave, junction, side in self._stops[role.stream]:
                 if front > stop + 1.0 or front + 60.0 < stop:
                     continue
@@ -525,6 +563,14 @@ class Drive:
                 moment.amber_at[junction] = moment.time_s
                 moment.green_at[junction] = moment.time_s + AMBER_S + programme.hold_s
             break
+
+
+def _nearest(points: Points, spot: Points) -> tuple[int, float]:
+    """Index of the point nearest to a spot, and the distance."""
+    away = points - spot
+    squared = np.einsum("ij,ij->i", away, away)
+    index = int(squared.argmin())
+    return index, math.sqrt(squared[index])
 
 
 def world_state(drive: Drive, view: View, moment: Moment) -> WorldState:
