@@ -46,6 +46,9 @@ class Drive:
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
 
+    def check_images(self, cameras: tuple[str, ...]) -> None:
+        assert cameras == CAMERAS
+
     def drivable_area(self, sample: Sample) -> tuple[np.ndarray, ...]:
         return (np.array([[-60.0, -6.0], [60.0, -6.0], [60.0, 6.0], [-60.0, 6.0]]),)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from eval_nuscenes.metrics import PROTOCOLS
 from eval_nuscenes.nuscenes_reader import NuScenesSplit, Sample
 from vla_autoprune.errors import InputError
+from vla_autoprune.frame import CAMERAS
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +136,107 @@ def test_missing_images_are_counted_before_a_run(real_root: Path, real_samples: 
     without_back = {name: view for name, view in split[0].cameras.items() if name != "CAM_BACK"}
     with pytest.raises(InputError, match="scene-0103 has no CAM_BACK; it has"):
         dataclasses.replace(split[0], cameras=without_back).frame(("CAM_BACK",))
+
+
+@pytest.fixture(scope="module")
+def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from eval_nuscenes.nuscenes_writer import dataset_options, write_dataset
+
+    root = tmp_path_factory.mktemp("synthetic") / "data"
+    options = dataset_options(
+        scenes=2, duration_s=5.0, width=160, height=90, val_fraction=1.0, calibration_fraction=0.0
+    )
+    write_dataset(root, options, workers=1)
+    return root
+
+
+@pytest.fixture
+def editable_root(synthetic_root: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(synthetic_root, tmp_path / "data"))
+
+
+def test_a_synthetic_sample_is_complete(synthetic_root: Path) -> None:
+    split = NuScenesSplit(synthetic_root, "v1.0-synth", "val")
+    split.check_images()
+    assert len(split) == 2 * 11
+    sample = split[4]
+    frame = sample.frame()
+    assert {image.shape for image in frame.images.values()} == {(90, 160, 3)}
+    assert list(frame.images) == list(CAMERAS)
+    assert sample.ego_source == "can_bus"
+    assert frame.token == sample.token
+    assert sample.future_exists.all()
+    assert split.drivable_area(sample)
+    assert len(sample.history_in_ego) == 4
+
+
+def test_the_ego_state_of_the_can_bus_agrees_with_the_poses(synthetic_root: Path) -> None:
+    for sample in NuScenesSplit(synthetic_root, "v1.0-synth", "val"):
+        if len(sample.history_in_ego):
+            covered = np.hypot(*sample.history_in_ego[-1, :2]) / 0.5
+            assert sample.ego.speed_mps == pytest.approx(covered, abs=1.6)
+
+
+def test_the_command_comes_from_the_route(editable_root: Path) -> None:
+    split = NuScenesSplit(editable_root, "v1.0-synth", "val")
+    name, before = split[0].scene, split.data_hash
+    path = editable_root / "can_bus" / f"{name}_command.json"
+    messages = json.loads(path.read_text())
+    for message in messages:
+        message["command"] = "left"
+    path.write_text(json.dumps(messages))
+    changed = NuScenesSplit(editable_root, "v1.0-synth", "val")
+    assert {sample.command.value for sample in changed if sample.scene == name} == {"left"}
+    assert changed.data_hash != before
+
+
+def test_the_future_command_looks_at_the_end_of_the_trajectory(synthetic_root: Path) -> None:
+    for sample in NuScenesSplit(synthetic_root, "v1.0-synth", "val", command_source="future"):
+        steps = int(sample.future_exists.sum())
+        side = sample.truth.waypoints[steps - 1, 0] if steps else 0.0
+        expected = "straight" if abs(side) < 2 else "right" if side > 0 else "left"
+        assert sample.command.value == expected
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: (root / "v1.0-synth" / "sample.json").unlink(), r"v1\.0-synth lacks sample\.json"),
+        (
+            lambda root: (root / "v1.0-synth" / "scene.json").write_text('[{"token": "'),
+            "no valid nuScenes data",
+        ),
+        (lambda root: (root / "splits.json").write_text('{"val": ["sce'), r"splits\.json is not valid JSON"),
+        (
+            lambda root: next((root / "can_bus").glob("*_command.json")).write_text(
+                '[{"utime": 1, "command": "u-turn"}]'
+            ),
+            "entry 0 is .*u-turn.*one of left, straight, right",
+        ),
+        (
+            lambda root: next((root / "can_bus").glob("*_command.json")).unlink(),
+            "no route command for scene-",
+        ),
+        (
+            lambda root: next((root / "can_bus").glob("*_command.json")).write_text("[]"),
+            "holds no command",
+        ),
+    ],
+)
+def test_damage_is_named(editable_root: Path, damage: Callable[[Path], object], message: str) -> None:
+    damage(editable_root)
+    with pytest.raises(InputError, match=message):
+        NuScenesSplit(editable_root, "v1.0-synth", "val")
+
+
+def test_a_cut_image_is_named(editable_root: Path) -> None:
+    split = NuScenesSplit(editable_root, "v1.0-synth", "val")
+    path = split[1].cameras["CAM_BACK"].path
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match=rf"{path.name} \(100 bytes\) cannot be decoded"):
+        split[1].frame()
+    path.unlink()
+    with pytest.raises(
+        InputError, match=f"1 of 132 images of split val are missing, the first is .*{path.name}"
+    ):
+        split.check_images()
