@@ -70,16 +70,20 @@ def sweep(around: Surroundings, spin: int = 0) -> Sweep:
     slope = np.tan(RING_ELEVATIONS)
     # A beam is followed by its horizontal distance from the sensor, so that azimuth and elevation separate.
     into_box, out_of_box = _box_crossings(around.boxes, azimuth)
-    bottom = around.boxes[:, 2] - around.boxes[:, 5] / 2 - LIDAR_TRANSLATION[2]
-    top = around.boxes[:, 2] + around.boxes[:, 5] / 2 - LIDAR_TRANSLATION[2]
+    in_reach = np.flatnonzero(((into_box < out_of_box) & (into_box < RANGE_M)).any(axis=0))
+    boxes, into_box, out_of_box = around.boxes[in_reach], into_box[:, in_reach], out_of_box[:, in_reach]
+    bottom = boxes[:, 2] - boxes[:, 5] / 2 - LIDAR_TRANSLATION[2]
+    top = boxes[:, 2] + boxes[:, 5] / 2 - LIDAR_TRANSLATION[2]
     at_bottom, at_top = bottom[None] / slope[:, None], top[None] / slope[:, None]
     entry = np.maximum(into_box[:, None], np.minimum(at_bottom, at_top)[None])
     leave = np.minimum(out_of_box[:, None], np.maximum(at_bottom, at_top)[None])
     to_box = np.where((entry < leave) & (entry > 0), entry, np.inf)
 
-    to_wall = _wall_crossings(around.walls, azimuth)[:, None]
+    to_wall = _wall_crossings(around.walls, azimuth)
+    walls_in_reach = np.flatnonzero((to_wall < RANGE_M).any(axis=0))
+    to_wall, wall_height = to_wall[:, None, walls_in_reach], around.walls[walls_in_reach, 4]
     above_ground = LIDAR_TRANSLATION[2] + np.where(np.isfinite(to_wall), to_wall, 0.0) * slope[None, :, None]
-    to_wall = np.where(above_ground < around.walls[:, 4], to_wall, np.inf).min(axis=2, initial=np.inf)
+    to_wall = np.where(above_ground < wall_height, to_wall, np.inf).min(axis=2, initial=np.inf)
     with np.errstate(divide="ignore"):
         to_ground = np.where(slope < 0, -LIDAR_TRANSLATION[2] / slope, np.inf)
     to_ground = np.broadcast_to(to_ground, to_wall.shape)
@@ -89,8 +93,8 @@ def sweep(around: Surroundings, spin: int = 0) -> Sweep:
     on_box = np.isfinite(distance) & (nearest_box == distance)
     seen = distance / np.cos(RING_ELEVATIONS) <= RANGE_M
     hits = np.zeros(len(around.boxes), dtype=np.int64)
-    if len(around.boxes):
-        hits = np.bincount(to_box.argmin(axis=2)[on_box & seen], minlength=len(around.boxes))
+    if len(in_reach):
+        hits[in_reach] = np.bincount(to_box.argmin(axis=2)[on_box & seen], minlength=len(in_reach))
 
     which_azimuth, ring = np.nonzero(seen)
     reach = distance[seen]

@@ -67,7 +67,7 @@ class DatasetOptions(BaseModel):
 
     scenes: int = Field(default=10, ge=1, le=MOST_SCENES)
     seed: int = Field(default=0, ge=0)
-    duration_s: float = Field(default=20.0, ge=4.0, le=300.0)
+    duration_s: float = Field(default=20.0, ge=4.0, le=60.0)
     width: int = Field(default=800, ge=64, le=3840)
     height: int = Field(default=450, ge=36, le=2160)
     kinds: tuple[str, ...] = ()
@@ -179,6 +179,7 @@ def write_dataset(
         from eval_nuscenes.world.traffic import simulate_scene
 
         simulate = simulate_scene
+    root = root.resolve()
     with _progress(console) as progress:
         found = _existing(root, options, simulate, overwrite, progress)
         if found is not None:
@@ -221,7 +222,7 @@ def _existing(
     try:
         record = read_record(root) if root.is_dir() else None
     except InputError as error:
-        if overwrite:
+        if overwrite and (root / VERSION).is_dir():
             return None
         raise InputError(f"{error}; {way_out}") from error
     if record is None:
@@ -379,10 +380,8 @@ def _mounts(options: DatasetOptions) -> dict[str, SensorMount]:
     mounts = {}
     for channel in CAMERAS:
         camera = RIG.cameras[channel]
-        intrinsic = camera.intrinsic_at(options.width, options.height)
-        mounts[channel] = SensorMount(
-            tuple(camera.translation), tuple(camera.rotation), tuple(map(tuple, intrinsic.tolist()))
-        )
+        intrinsic = tuple(map(tuple, camera.intrinsic_at(options.width, options.height).tolist()))
+        mounts[channel] = SensorMount(camera.translation, camera.rotation, intrinsic)
     return {**mounts, "LIDAR_TOP": LIDAR_MOUNT}
 
 

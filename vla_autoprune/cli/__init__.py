@@ -54,5 +54,6 @@ from vla_autoprune.cli import (  # noqa: E402, F401
     export,
     predict,
     recipe,
+    synth,
     train,
 )

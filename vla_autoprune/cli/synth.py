@@ -20,12 +20,13 @@ def synth(
     root: Path = typer.Option(
         Path("out/synth"),
         "--root",
+        "--out",
         metavar="DIR",
         help="Folder of the data set, new or empty (the dataroot).",
     ),
     scenes: int = typer.Option(10, "--scenes", help="Drives to write, 1 to 1000; each takes about 20 MB."),
     seed: int = typer.Option(0, "--seed", help="Another seed gives other roads, traffic and drives."),
-    duration_s: float = typer.Option(20.0, "--duration-s", help="Length of a drive in seconds, 4 to 300."),
+    duration_s: float = typer.Option(20.0, "--duration-s", help="Length of a drive in seconds, 4 to 60."),
     image_size: str = typer.Option(
         "800x450", "--image-size", metavar="WxH", help="Size of the camera images."
     ),

@@ -1,0 +1,130 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("shapely")
+
+TINY = ("--scenes", "2", "--duration-s", "4", "--image-size", "96x54", "--workers", "1")
+
+
+def synth(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vla_autoprune.cli", "synth", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "200"}
+    )
+
+
+def test_a_data_set_is_written_then_reused(tmp_path: Path) -> None:
+    root = tmp_path / "deep" / "synth"
+    first = synth("--root", root, *TINY)
+    assert first.returncode == 0, first.stderr
+    assert 'NuScenes(version="v1.0-synth"' in first.stdout
+    assert "18 keyframes of six cameras" in first.stdout
+    assert "as it was" not in first.stdout
+    again = synth("--out", root, *TINY)
+    assert again.returncode == 0, again.stderr
+    assert "as it was" in again.stdout
+    assert "drawing" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--image-size", "800"), "--image-size: '800' is not WIDTHxHEIGHT"),
+        (("--kinds", "lead,flying"), "there is no flying; choose from free, lead"),
+        (("--scenes", "0"), "scenes: .*greater than or equal to 1"),
+        (("--val-fraction", "0.9"), "at most 1"),
+        (("--workers", "0"), "workers: 0"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_exit_code_2(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    result = synth("--root", tmp_path / "synth", *arguments)
+    assert result.returncode == 2
+    assert re.search(message, result.stderr)
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "synth").exists()
+
+
+def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    result = synth("--root", tmp_path, *TINY)
+    assert result.returncode == 2
+    assert "is not a synthetic data set" in result.stderr
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = synth("--root", tmp_path / "file" / "synth", *TINY)
+    assert result.returncode == 2
+    assert "cannot write the data set" in result.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, workers: int) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "vla_autoprune.cli",
+        "synth",
+        "--root",
+        tmp_path / "synth",
+        "--scenes",
+        "50",
+    ]
+    # A terminal sends Ctrl-C to all processes of the group.
+    process = subprocess.Popen(
+        [*command, "--workers", str(workers)], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for(lambda: list(tmp_path.glob("*/samples/CAM_BACK/*.jpg")))
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_end_with_a_main_process_that_was_killed(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "vla_autoprune.cli",
+        "synth",
+        "--root",
+        tmp_path / "synth",
+        "--scenes",
+        "50",
+    ]
+    process = subprocess.Popen(
+        [*command, "--workers", "2"], stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    wait_for(lambda: list(tmp_path.glob("*/samples/CAM_BACK/*.jpg")))
+    process.kill()
+    process.wait()
+    wait_for(lambda: not group_lives(process.pid))
+    finished = synth("--root", tmp_path / "synth", *TINY)
+    assert finished.returncode == 0, finished.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["synth"]
+
+
+def group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_for(condition) -> None:
+    for _ in range(300):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("waited 30 s in vain")
