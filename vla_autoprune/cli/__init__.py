@@ -49,6 +49,7 @@ def main() -> None:
 
 # Each module registers its commands on `app` when it is imported.
 from vla_autoprune.cli import (  # noqa: E402, F401
+    demo,
     calibrate,
     evaluate,
     export,
