@@ -33,7 +33,9 @@ _TIME_GAP_S = 1.1
 _STANDSTILL_GAP_M = 2.5
 _RISING_JERK_MPS3 = 5.0
 _FALLING_JERK_MPS3 = 9.0
-_GAP_ACCEPTED_S = 4.5
+_FORESIGHT_S = 6.0
+_MARGIN_S = 1.0
+"""Between the ego's leaving a conflict area and another's entering it."""
 _WAIT_BEHIND_OBSTACLE_M = 13.0
 _CLOSEST_TO_OBSTACLE_M = 9.0
 _SHORTEST_MOVE_M = 12.0
@@ -283,6 +285,8 @@ def wanted_acceleration(route: Route, ego: Ego, seen: Surroundings) -> float:
         if (
             -1.0 < gap < 80.0
             and other.vehicle != ego.overtaking
+            # What crosses the ego's turn is a matter of priority, see `_stops`.
+            and (other.speed_mps > -0.5 or gap < 3.0 or ego.move.after_m > 0.0)
             and other.beside_m - other.half_width_m < leftmost
             and other.beside_m + other.half_width_m > rightmost
         ):
@@ -346,6 +350,7 @@ def _stops(route: Route, ego: Ego, seen: Surroundings, even_if_late: bool = Fals
     """Places along the route that the front bumper must not pass now; those it can still stop at."""
     front, speed = ego.along_m + FRONT_M, ego.speed_mps
     sight = 10.0 + speed * speed / (2 * _LEAST_STOP_BRAKING_MPS2) + _LAG_S * speed
+    allowed = route.allowed_mps
     stops: list[float] = []
 
     def can_stop(place: float, braking: float) -> bool:
@@ -363,7 +368,11 @@ def _stops(route: Route, ego: Ego, seen: Surroundings, even_if_late: bool = Fals
         ):
             stops.append(gate.stop_m)
         for conflict in gate.conflicts:
-            if front > conflict.enter_m + 1.0 or not _taken(conflict, seen.stream_vehicles[conflict.stream]):
+            if front > conflict.enter_m + 1.0:
+                continue
+            pace = max(min(speed, allowed[int(conflict.enter_m)]), 4.5)
+            needed = (conflict.enter_m - front) / max(speed, 4.5) + (conflict.leave_m + 5.0 - conflict.enter_m) / pace
+            if not _taken(conflict, seen.stream_vehicles[conflict.stream], min(needed, _FORESIGHT_S) + _MARGIN_S):
                 continue
             inside = conflict.enter_m - 1.5
             waits_inside = gate.control != "yield" and inside > gate.stop_m
@@ -394,13 +403,13 @@ def _stops(route: Route, ego: Ego, seen: Surroundings, even_if_late: bool = Fals
     return stops
 
 
-def _taken(conflict: Conflict, vehicles: list[tuple[float, float, float]]) -> bool:
-    """Whether a vehicle of the other stream is in the conflict area, or comes too soon and has priority."""
+def _taken(conflict: Conflict, vehicles: list[tuple[float, float, float]], needed_s: float) -> bool:
+    """Whether a vehicle of the other stream is in the conflict area, or has priority and comes within this time."""
     for along, half_length, speed in vehicles:
         if along - half_length > conflict.stream_leave_m:
             continue
         gap = conflict.stream_enter_m - (along + half_length)
-        if gap < 1.0 or (conflict.has_priority and gap < speed * _GAP_ACCEPTED_S):
+        if gap < 1.0 or (conflict.has_priority and gap < speed * needed_s):
             return True
     return False
 
