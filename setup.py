@@ -5,6 +5,7 @@ from glob import glob
 from setuptools import find_packages, setup
 
 NAME = "vla_autoprune"
+TOP_LEVEL = (NAME, "engines", "eval_nuscenes", "ros_nodes")
 
 setup(
     name=NAME,
@@ -17,7 +18,7 @@ setup(
     maintainer_email="vla-autoprune@example.org",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=[f"{p}{s}" for p in (NAME, "engines", "eval_nuscenes", "ros_nodes") for s in ("", ".*")]),
+    packages=find_packages(include=[f"{top}{rest}" for top in TOP_LEVEL for rest in ("", ".*")]),
     package_data={NAME: ["py.typed", "models/shipped/*"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),

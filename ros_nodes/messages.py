@@ -1,4 +1,4 @@
-"""From the library's records to ROS messages. Needs the message packages of a sourced ROS 2; nothing else does."""
+"""From the library's records to ROS messages; needs the message packages of a sourced ROS 2."""
 
 from __future__ import annotations
 

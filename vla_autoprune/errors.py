@@ -1,10 +1,10 @@
-"""The errors a user can meet. Each message names the file or field, the value, what is allowed and the way out."""
+"""The errors a user can meet. Each message names file or field, value, what is allowed and the way out."""
 
 from __future__ import annotations
 
 
 class VlaError(Exception):
-    """Base of every error this project raises on purpose; the command line prints it as one line and exits 2."""
+    """Base of every error raised on purpose; the command line prints it as one line and exits 2."""
 
 
 class InputError(VlaError):

@@ -11,10 +11,10 @@ import pytest
 from vla_autoprune.errors import PlanError
 from vla_autoprune.frame import WAYPOINT_TIMES_S, Plan
 
-pytest.importorskip("nav_msgs", reason="needs the ROS 2 message packages: pip install '.[ros-test]' or source ROS")
+pytest.importorskip("nav_msgs", reason="needs ROS 2 messages: pip install '.[ros-test]' or source ROS")
 pytestmark = pytest.mark.ros
 
-from ros_nodes.messages import path_message, time_message  # noqa: E402
+from ros_nodes.messages import path_message, time_message
 
 STAMP_NS = 1_532_402_927_647_951_000
 

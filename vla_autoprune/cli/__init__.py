@@ -1,4 +1,4 @@
-"""The front door: `vla-autoprune COMMAND`. One module per command; heavy imports happen inside the commands."""
+"""The front door: `vla-autoprune COMMAND`. One module per command; heavy imports happen inside them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; an error made on purpose becomes one line on stderr and exit code 2, Ctrl-C becomes 130."""
+    """Run the command line: an error made on purpose is one line on stderr and exit code 2; Ctrl-C is 130."""
     try:
         app()
     except VlaError as error:
@@ -49,8 +49,8 @@ def main() -> None:
 
 # Each module registers its commands on `app` when it is imported.
 from vla_autoprune.cli import (  # noqa: E402, F401
-    demo,
     calibrate,
+    demo,
     evaluate,
     export,
     predict,

@@ -30,7 +30,8 @@ def demo(
     vla-autoprune demo --out out/demo
     """
     started = time.monotonic()
-    world, bundle, frame, report = out / "world", out / "bundle", out / "frame", out / "evaluation" / "report.html"
+    world, bundle, frame = out / "world", out / "bundle", out / "frame"
+    report = out / "evaluation" / "report.html"
     _run("a small driving world, in nuScenes format", "synth", "--out", world, "--scenes", scenes)
     _run("the shipped model as a bundle of static stages", "export", bundle)
     ego = _lay_out_frame(world, frame)
@@ -57,7 +58,7 @@ def _run(what: str, *command: object) -> None:
 
 
 def _lay_out_frame(world: Path, folder: Path) -> list[str]:
-    """Put the images of the val split's middle keyframe into a folder; its ego state as options of `predict`."""
+    """Put the val split's middle keyframe into a folder; return its ego state as options of `predict`."""
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
 
     samples = NuScenesSplit(world, "v1.0-synth", "val")
