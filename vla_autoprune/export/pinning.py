@@ -57,7 +57,8 @@ def _weights_as_inputs(proto: onnx.ModelProto) -> None:
     inline = []
     for tensor in proto.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
-            proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+            info = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            proto.graph.input.append(info)
         else:
             inline.append(tensor)
     kept = [TensorProto.FromString(tensor.SerializeToString()) for tensor in inline]

@@ -83,8 +83,10 @@ def staged_attention(
     """
     if collector is not None:
         collector.observe(query, key, attention_mask, scaling)
+    # The exporter refuses grouped queries where every head has keys of its own.
+    grouped = query.shape[1] != key.shape[1]
     attended = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask[None, None], scale=scaling, enable_gqa=True
+        query, key, value, attn_mask=attention_mask[None, None], scale=scaling, enable_gqa=grouped
     )
     return attended.transpose(1, 2), None
 

@@ -102,3 +102,17 @@ def test_vision_and_generate_agree_with_the_original(tiny_vla):
         tower.set_attn_implementation("sdpa")
     assert (features - expected).abs().max() < 1e-5
     assert (score - attention[:, :, 0, 1:].mean(dim=1)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+def test_heads_need_not_share_keys(tiny_recipes, opset):
+    from vla_autoprune.models.driving_vla import ModelSize, build_model
+    from vla_autoprune.recipe import build_recipe
+
+    size = ModelSize(image_size=64, layers=3, width=32, heads=4, kv_heads=4, feed_forward=48, tower_layers=1)
+    vla = build_model(size)
+    model = LlavaAdapter(vla.model)
+    recipe = build_recipe(model.shape("mha"), vla.prompt.layout, decode_length=12, budgets=(0.5,))
+    graph = contract.graphs(recipe, model.embedding.shape[0])[1]
+    proto = trace(model, recipe, graph, opset)
+    assert ("Attention" in {node.op_type for node in proto.graph.node}) == (opset == 23)
