@@ -12,10 +12,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any, Literal, TypeVar, get_args
 
 import cv2
 import numpy as np
@@ -51,6 +51,7 @@ FIRST_SCENE_NUMBER = 2001
 """Above the numbers of nuScenes, some of which the devkit refuses or warns about."""
 MOST_SCENES = 1000
 Split = Literal["train", "calibration", "val"]
+Name = TypeVar("Name", bound=str)
 
 Simulate = Callable[[str, int, float, str], Scene]
 """name, seed, duration in seconds, kind -> the drive; worker processes import it by its name."""
@@ -71,7 +72,7 @@ class DatasetOptions(BaseModel):
     width: int = Field(default=800, ge=64, le=3840)
     height: int = Field(default=450, ge=36, le=2160)
     kinds: tuple[str, ...] = ()
-    """Kinds of scene, dealt out in turn; none means all that the world knows."""
+    """Kinds of scene, as often as training meets them; none means all that the world knows."""
     val_fraction: float = Field(default=0.5, ge=0.0, le=1.0)
     calibration_fraction: float = Field(default=0.3, ge=0.0, le=1.0)
     jpeg_quality: int = Field(default=85, ge=30, le=100)
@@ -133,7 +134,7 @@ def dataset_options(**values: Any) -> DatasetOptions:
     Raises:
         InputError: a value is out of range or a kind is unknown; the message names it and what is allowed.
     """
-    from eval_nuscenes.world.traffic import KINDS
+    from eval_nuscenes.world.storyline import KINDS
 
     try:
         options = DatasetOptions(**values)
@@ -143,7 +144,8 @@ def dataset_options(**values: Any) -> DatasetOptions:
         raise InputError(f"{where}: {problem['msg']} (got {problem['input']!r})") from error
     if unknown := [kind for kind in options.kinds if kind not in KINDS]:
         raise InputError(f"kinds: there is no {', '.join(unknown)}; choose from {', '.join(KINDS)}")
-    return options.model_copy(update={"kinds": options.kinds or tuple(KINDS)})
+    chosen = tuple(kind for kind in KINDS if not options.kinds or kind in options.kinds)
+    return options.model_copy(update={"kinds": chosen})
 
 
 def write_dataset(
@@ -339,10 +341,20 @@ def _write(
 
 
 def _scene_entries(options: DatasetOptions) -> list[SceneEntry]:
-    kinds = [options.kinds[index % len(options.kinds)] for index in range(options.scenes)]
-    splits = _splits(kinds, options.calibration_fraction, options.val_fraction)
+    from eval_nuscenes.world.storyline import KIND_SHARES, KINDS
+
+    shares = {kind: share for kind, share in zip(KINDS, KIND_SHARES, strict=True) if kind in options.kinds}
+    kinds = _dealt(options.scenes, shares)
+    by_kind = sorted(range(options.scenes), key=lambda index: kinds[index])
+    train_fraction = max(0.0, 1.0 - options.val_fraction - options.calibration_fraction)
+    dealt_splits: list[Split] = _dealt(
+        options.scenes,
+        {"val": options.val_fraction, "calibration": options.calibration_fraction, "train": train_fraction},
+    )
+    # Dealt along the kinds, so that each split gets its share of each kind as nearly as can be.
+    splits = dict(zip(by_kind, dealt_splits, strict=True))
     entries = []
-    for index, (kind, split) in enumerate(zip(kinds, splits, strict=True)):
+    for index, kind in enumerate(kinds):
         # 48 bits: far from the small seeds that training counts through, so its scenes are never met here.
         digest = hashlib.sha256(f"{VERSION}/{options.seed}/{index}".encode()).digest()
         entries.append(
@@ -351,27 +363,21 @@ def _scene_entries(options: DatasetOptions) -> list[SceneEntry]:
                 kind=kind,
                 seed=int.from_bytes(digest[:6], "big"),
                 location=LOCATIONS[index % len(LOCATIONS)],
-                split=split,
+                split=splits[index],
             )
         )
     return entries
 
 
-def _splits(kinds: Sequence[str], calibration_fraction: float, val_fraction: float) -> list[Split]:
-    """A split for every scene, so that each split has its share of each kind as nearly as can be."""
-    train_fraction = max(0.0, 1.0 - val_fraction - calibration_fraction)
-    shares: dict[Split, float] = {
-        "val": val_fraction,
-        "calibration": calibration_fraction,
-        "train": train_fraction,
-    }
-    given = dict.fromkeys(shares, 0)
-    splits: list[Split] = ["train"] * len(kinds)
-    for done, index in enumerate(sorted(range(len(kinds)), key=lambda index: kinds[index]), start=1):
-        owed = {split: share * done - given[split] for split, share in shares.items()}
-        splits[index] = max(owed, key=lambda split: owed[split])
-        given[splits[index]] += 1
-    return splits
+def _dealt(count: int, shares: Mapping[Name, float]) -> list[Name]:
+    """`count` names, each as often as its share has it, spread evenly, the largest shares first."""
+    whole, given = sum(shares.values()), dict.fromkeys(shares, 0)
+    names = []
+    for done in range(1, count + 1):
+        owed = {name: share / whole * done - given[name] for name, share in shares.items()}
+        names.append(max(owed, key=lambda name: owed[name]))
+        given[names[-1]] += 1
+    return names
 
 
 def _mounts(options: DatasetOptions) -> dict[str, SensorMount]:

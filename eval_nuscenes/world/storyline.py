@@ -6,6 +6,7 @@ Everything random is drawn here, once; how it plays out follows from the rules o
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +24,6 @@ from eval_nuscenes.world.roads import (
     DrivingPath,
     Leg,
     Network,
-    Path,
     build_network,
     path_through,
 )
@@ -33,7 +33,8 @@ from vla_autoprune.frame import Command
 KINDS: tuple[str, ...] = ("free", "lead", "light", "pedestrian", "lane_change", "yield", "curve")
 """What a drive has most of."""
 
-_KIND_SHARES = (0.07, 0.17, 0.21, 0.17, 0.14, 0.13, 0.11)
+KIND_SHARES: tuple[float, ...] = (0.07, 0.17, 0.21, 0.17, 0.14, 0.13, 0.11)
+"""How often each kind is met."""
 _LAYOUT_ATTEMPTS = 60
 
 _CAR_COLOURS = (
@@ -182,7 +183,7 @@ class Storyline:
 
 def draw_kind(rng: np.random.Generator) -> str:
     """A kind of drive, as often as training sees it."""
-    return str(rng.choice(KINDS, p=np.array(_KIND_SHARES) / sum(_KIND_SHARES)))
+    return str(rng.choice(KINDS, p=np.array(KIND_SHARES) / sum(KIND_SHARES)))
 
 
 def tell(rng: np.random.Generator, kind: str, duration_s: float) -> Storyline:
@@ -203,7 +204,7 @@ def _roads(
     rng: np.random.Generator, kind: str, lanes: int, duration_s: float
 ) -> tuple[tuple[str, ...], Network]:
     """The events of each leg, and the network."""
-    needed = SPEED_LIMITS_MPS[2] * duration_s + 60.0
+    needed = SPEED_LIMITS_MPS[2] * duration_s + 15.0
     for attempt in range(_LAYOUT_ATTEMPTS):
         legs: list[Leg] = []
         events: list[str] = []
@@ -233,11 +234,11 @@ def _leg(rng: np.random.Generator, kind: str, turned: float, winding: bool) -> t
         "curve": "curve",
     }[kind]
     others = ("none", "crossing", "exit_crossing", "kerb", "curve")
-    event = own if rng.random() < 0.75 else str(rng.choice(others))
+    event = own if rng.random() < 0.75 else others[int(rng.integers(len(others)))]
     if event == "crossing" and rng.random() < 0.3:
         event = "exit_crossing"
     shares = {"light": (0.85, 0.05, 0.1), "yield": (0.05, 0.85, 0.1), "free": (0.1, 0.0, 0.9)}
-    control = str(rng.choice(("signal", "yield", "plain"), p=shares.get(kind, (0.35, 0.25, 0.4))))
+    control = _pick(rng, ("signal", "yield", "plain"), shares.get(kind, (0.35, 0.25, 0.4)))
     turns = [Command.STRAIGHT, Command.STRAIGHT, Command.LEFT, Command.RIGHT]
     if turned > 0.6:
         turns = [Command.STRAIGHT, Command.RIGHT, Command.RIGHT]

@@ -34,7 +34,7 @@ def synth(
         "all",
         "--kinds",
         metavar="A,B,…",
-        help="Kinds of drive to deal out in turn; an unknown one lists them.",
+        help="Kinds of drive, such as lead,light; an unknown one lists them.",
     ),
     val_fraction: float = typer.Option(0.5, "--val-fraction", help="Share of the drives for evaluation."),
     calibration_fraction: float = typer.Option(
