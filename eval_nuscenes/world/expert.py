@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,8 +82,7 @@ class Obstacle:
     shift_m: float
 
 
-@dataclass(frozen=True)
-class Neighbour:
+class Neighbour(NamedTuple):
     """A moving vehicle near the route, in the route's coordinates."""
 
     vehicle: int
@@ -96,8 +96,7 @@ class Neighbour:
     """Of a kind that never goes fast, and so may be overtaken."""
 
 
-@dataclass(frozen=True)
-class Walker:
+class Walker(NamedTuple):
     """A pedestrian who crosses the route, or is about to."""
 
     along_m: float

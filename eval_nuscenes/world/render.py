@@ -143,7 +143,7 @@ class _Collector:
     """Gathers polygons, thing by thing."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[NDArray[np.generic], ...]] = []
+        self._parts: list[tuple[NDArray[np.float64], ArrayLike, ArrayLike, ArrayLike, ArrayLike]] = []
         self._places = [np.zeros((0, 2))]
         self._count = 0
 
@@ -161,46 +161,35 @@ class _Collector:
         glows: ArrayLike = False,
         things: ArrayLike = -1,
     ) -> None:
-        """Add [n, k, 3] polygons of k corners each; the rest is one for each, or one for all."""
-        n, k, _ = polygons.shape
-        self._parts.append(
-            (
-                polygons.reshape(-1, 3),
-                np.full(n, k),
-                np.broadcast_to(np.asarray(colours, dtype=np.float64), (n, 3)),
-                np.broadcast_to(np.asarray(glows, dtype=bool), (n,)),
-                np.broadcast_to(np.asarray(labels, dtype=np.int64), (n,)),
-                np.broadcast_to(np.asarray(things, dtype=np.int64), (n,)),
-            )
-        )
+        """Add [n, k, 2 or 3] polygons of k corners each; the rest is one for each, or one for all."""
+        self._parts.append((polygons, colours, labels, glows, things))
 
     def add_boxes(
-        self, corners: NDArray[np.float64], colours: NDArray[np.float64], labels: ArrayLike, things: NDArray[np.int64]
+        self, corners: NDArray[np.float64], colours: ArrayLike, labels: ArrayLike, things: NDArray[np.int64]
     ) -> None:
-        """Add the visible kinds of faces, shaded, of [n, 8, 3] boxes in [n, 3] colours."""
+        """Add the sides and tops, shaded, of [n, 8, 3] boxes in [n, 3] colours."""
         faces = corners[:, _BOX_FACES].reshape(-1, 4, 3)
-        shaded = (colours[:, None] * _BOX_SHADES[:, None]).reshape(-1, 3)
-        spread = np.repeat(np.broadcast_to(np.asarray(labels), (len(corners),)), len(_BOX_FACES))
-        self.add(faces, shaded, spread, things=np.repeat(things, len(_BOX_FACES)))
-
-    def flat(self, outline: Points, colour: tuple[int, int, int], label: int) -> None:
-        """Add one polygon on the ground."""
-        polygon = np.zeros((1, len(outline), 3))
-        polygon[0, :, :2] = outline
-        self.add(polygon, colour, label)
+        each = np.broadcast_to(np.asarray(colours, dtype=np.float64), (len(corners), 3))
+        shaded = (each[:, None] * _BOX_SHADES[:, None]).reshape(-1, 3)
+        spread = np.broadcast_to(np.asarray(labels), (len(corners),)).repeat(len(_BOX_FACES))
+        self.add(faces, shaded, spread, things=things.repeat(len(_BOX_FACES)))
 
     def faces(self) -> _Faces:
         """Everything gathered."""
-        if not self._parts:
-            self.add(np.zeros((0, 4, 3)), (0, 0, 0))
-        vertices, counts, colours, glows, labels, things = map(np.concatenate, zip(*self._parts, strict=True))
-        starts = np.concatenate([[0], np.cumsum(counts)])
+        shapes = [part[0].shape for part in self._parts]
+        count, corners = sum(n for n, _, _ in shapes), sum(n * k for n, k, _ in shapes)
+        vertices, sizes = np.zeros((corners, 3)), np.empty(count, dtype=np.int64)
+        colours, labels = np.empty((count, 3)), np.empty(count, dtype=np.int64)
+        glows, things = np.empty(count, dtype=bool), np.empty(count, dtype=np.int64)
+        face = corner = 0
+        for polygons, colour, label, glow, thing in self._parts:
+            n, k, axes = polygons.shape
+            vertices[corner : corner + n * k, :axes] = polygons.reshape(-1, axes)
+            part = slice(face, face + n)
+            sizes[part], colours[part], labels[part], glows[part], things[part] = k, colour, label, glow, thing
+            face, corner = face + n, corner + n * k
+        starts = np.concatenate([[0], np.cumsum(sizes)])
         return _Faces(vertices, starts, colours, glows, labels, things, np.concatenate(self._places))
-
-
-def _on_ground(quads: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[n, 4, 3] from [n, 4, 2]."""
-    return np.concatenate([quads, np.zeros((*quads.shape[:2], 1))], axis=2)
 
 
 def _strokes(line: Points, every: int, length: int, half_width: float) -> NDArray[np.float64]:
@@ -217,32 +206,34 @@ def _strokes(line: Points, every: int, length: int, half_width: float) -> NDArra
 def _ground(roads: RoadMap) -> _Faces:
     paint = _Collector()
     for outline in roads.walkways:
-        paint.flat(outline, _WALKWAY, 0)
+        paint.add(outline[None], _WALKWAY)
     for outline in (*roads.road_segments, *roads.intersections):
-        paint.flat(outline, _ROAD, 1)
+        paint.add(outline[None], _ROAD, 1)
     for corners in roads.crossings:
         across, deep = corners[1] - corners[0], corners[3] - corners[0]
-        stripes = int(np.hypot(*across) / 1.2)
-        begins = ((np.arange(stripes) + 0.25) / stripes)[:, None]
-        a = corners[0] + begins * across
-        b = a + 0.5 / stripes * across
-        paint.add(_on_ground(np.stack([a, b, b + deep, a + deep], axis=1)), _WHITE, 2)
+        stripes = int(math.hypot(*across) / 1.2)
+        a = corners[0] + ((np.arange(stripes) + 0.25) / stripes)[:, None] * across
+        paint.add(_quads(a, a + 0.5 / stripes * across, deep), _WHITE, 2)
     for line in roads.road_dividers:
-        paint.add(_on_ground(_strokes(line, 6, 6, 0.13)), _YELLOW, 2)
+        paint.add(_strokes(line, 6, 6, 0.13), _YELLOW, 2)
     for line in roads.lane_dividers:
-        paint.add(_on_ground(_strokes(line, 8, 3, 0.13)), _WHITE, 2)
+        paint.add(_strokes(line, 8, 3, 0.13), _WHITE, 2)
     for light in roads.lights:
-        a, b = light.stop_line
         back = 0.6 * np.array([math.cos(light.heading), math.sin(light.heading)])
-        paint.add(_on_ground(np.array([[a, b, b + back, a + back]])), _WHITE, 2)
+        paint.add(_quads(light.stop_line[:1], light.stop_line[1:], back), _WHITE, 2)
     for a, b in roads.yield_lines:
         along = b - a
-        teeth = int(np.hypot(*along) / 0.9)
-        back = np.array([along[1], -along[0]]) / np.hypot(*along) * 0.9
-        begins = (np.arange(teeth) / teeth)[:, None]
-        left, right = a + begins * along, a + (begins + 0.85 / teeth) * along
-        paint.add(_on_ground(np.stack([left, right, (left + right) / 2 + back], axis=1)), _WHITE, 2)
+        back = np.array([along[1], -along[0]]) / math.hypot(*along) * 0.9
+        teeth = int(math.hypot(*along) / 0.9)
+        left = a + (np.arange(teeth) / teeth)[:, None] * along
+        right = left + 0.85 / teeth * along
+        paint.add(np.stack([left, right, (left + right) / 2 + back], axis=1), _WHITE, 2)
     return paint.faces()
+
+
+def _quads(a: NDArray[np.float64], b: NDArray[np.float64], deep: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[n, 4, 2] parallelograms from sides a-b and their depth."""
+    return np.stack([a, b, b + deep, a + deep], axis=1)
 
 
 # Corners of a box, lower four counter-clockwise from rear right, then the upper four.
@@ -369,7 +360,7 @@ class Renderer:
         if self._scale > 1:
             size = (self._width, self._height)
             images = np.stack([cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images])
-        return _with_noise(images[..., :3], noise_seed), labels
+        return _with_noise(np.ascontiguousarray(images[..., :3]), noise_seed), labels
 
     def _lit(self, faces: _Faces, places: NDArray[np.float64]) -> NDArray[np.float64]:
         """Colours as daylight and haze show them."""
@@ -437,8 +428,8 @@ class Renderer:
         pole = _boxes(x + side[:, 0], y + side[:, 1], heading, np.stack([zeros + 0.25, zeros + 0.25, zeros, z], 1))
         arm = _boxes(x + side[:, 0] / 2, y + side[:, 1] / 2, heading, np.stack([zeros + 0.2, zeros + _ARM_M, z, z + 0.2], 1))
         board = _boxes(x, y, heading, np.stack([zeros + 0.3, zeros + 1.7, z - 2.1, z + 2.1], 1))
-        collector.add_boxes(np.concatenate([pole, arm]), np.tile(_POLE, (2 * n, 1)), 0, np.tile(things, 2))
-        collector.add_boxes(board, np.tile(_BOARD, (n, 1)), 0, things)
+        collector.add_boxes(np.concatenate([pole, arm]), _POLE, 0, np.tile(things, 2))
+        collector.add_boxes(board, _BOARD, 0, things)
         octagon = 0.6 * _OCTAGON
         for row, name in enumerate(("red", "amber", "green")):
             lit = np.array([name in colour.split("_") for _, colour in pairs])
@@ -459,7 +450,7 @@ class Renderer:
             heading = np.array([math.atan2(-across[0], across[1])])
             things = collector.stand(spot[None])
             pole = _boxes(spot[:1], spot[1:], heading, np.array([[0.15, 0.15, 0.0, 2.0]]))
-            collector.add_boxes(pole, np.array([_POLE], dtype=np.float64), 0, things)
+            collector.add_boxes(pole, _POLE, 0, things)
             for size, ahead, colour in ((1.15, 0.1, _SIGN_RIM), (0.7, 0.15, _WHITE)):
                 front = spot + ahead * np.array([across[1], -across[0]])
                 middle = 2.9
@@ -532,7 +523,7 @@ def _add_pedestrians(
     body = _boxes(x, y, heading, np.stack([length, width, zeros, height - 0.3], axis=1))
     head = _boxes(x, y, heading, np.stack([zeros + 0.32, zeros + 0.32, height - 0.3, height], axis=1))
     collector.add_boxes(body, colours, labels, things)
-    collector.add_boxes(head, np.tile(_SKIN, (len(x), 1)).astype(np.float64), labels, things)
+    collector.add_boxes(head, _SKIN, labels, things)
 
 
 def _within(places: NDArray[np.float64], here: NDArray[np.float64], reach: ArrayLike) -> NDArray[np.bool_]:
@@ -658,22 +649,20 @@ def _background(width: int, height: int, brightness: float) -> NDArray[np.uint8]
     return np.broadcast_to(np.rint(image).astype(np.uint8), (height, width, 4))
 
 
-@lru_cache(maxsize=1)
-def _noise() -> NDArray[np.int16]:
-    """[256, 512] sensor noise."""
-    return np.rint(np.random.default_rng(0).normal(0.0, 2.0, (256, 512))).astype(np.int16)
+@lru_cache(maxsize=4)
+def _noise(width: int, height: int) -> NDArray[np.int16]:
+    """[height + 255, width + 255, 3] sensor noise, grey, to cut pieces from."""
+    grain = np.rint(np.random.default_rng(0).normal(0.0, 2.0, (256, 256, 1))).astype(np.int16)
+    tiled = np.tile(grain, (height // 256 + 2, width // 256 + 2, 3))
+    return np.ascontiguousarray(tiled[: height + 255, : width + 255])
 
 
 def _with_noise(images: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-    rng = np.random.default_rng(seed)
     count, height, width, _ = images.shape
-    noise = _noise()
-    tiled = np.tile(noise, (height // 256 + 2, width // 512 + 2))
+    noise = _noise(width, height)
     noisy = np.empty_like(images)
-    for number in range(count):
-        row, column = int(rng.integers(256)), int(rng.integers(512))
-        grain = tiled[row : row + height, column : column + width, None]
-        noisy[number] = np.clip(images[number] + grain, 0, 255)
+    for number, (row, column) in enumerate(np.random.default_rng(seed).integers(256, size=(count, 2)).tolist()):
+        cv2.add(images[number], noise[row : row + height, column : column + width], noisy[number], None, cv2.CV_8U)
     return noisy
 
 

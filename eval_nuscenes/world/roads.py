@@ -427,13 +427,12 @@ def _roads_collide(network: Network) -> bool:
     for number, (points, margin) in enumerate(samples):
         for other in range(number + 1, len(samples)):
             others, other_margin = samples[other]
-            gaps = points[:, None] - others[None]
-            near = np.einsum("ijk,ijk->ij", gaps, gaps) < (margin + other_margin + 4) ** 2
+            near = squared_distances(points, others) < (margin + other_margin + 4) ** 2
             for junction in network.junctions:
                 if set(junction.roads) == {number, other}:
                     centre = network.roads[number].middle[junction.at[junction.side(number)]]
-                    away = points - centre
-                    near &= (np.einsum("ij,ij->i", away, away) > (junction.half_m + 24) ** 2)[:, None]
+                    away = squared_distances(points, centre[None])
+                    near &= away > (junction.half_m + 24) ** 2
             if near.any():
                 return True
     return False
@@ -700,33 +699,40 @@ def _metre_apart(points: Points) -> Points:
 
 def _buildings(network: Network) -> tuple[tuple[Points, float], ...]:
     """Scenery along the roads, set back from junctions so that crossing traffic is seen in time."""
-    footprints: list[Points] = []
-    heights: list[float] = []
-    centres: list[Points] = []
+    sides: list[Points] = []
+    depths: list[Points] = []
+    tall: list[NDArray[np.float64]] = []
     for number, road in enumerate(network.roads):
+        # Sizes and gaps repeat in a pattern: the map has no randomness besides its legs.
+        pattern = np.arange(len(road.middle) // 19)
+        length, depth = 10.0 + 3 * (pattern * 7 % 4), 8.0 + 2 * (pattern * 5 % 3)
+        height, setback = 5 + 2.5 * (pattern * 11 % 5), 3.0 + 2 * (pattern % 3)
+        at = 6 + 5 * (number % 3) + 19 * pattern + 4 * (pattern % 2)
+        fits = at < len(road.middle) - 6
+        at, length, depth = at[fits], length[fits, None], depth[fits, None]
+        ahead = np.stack([np.cos(road.heading[at]), np.sin(road.heading[at])], axis=1)
+        left = np.stack([-ahead[:, 1], ahead[:, 0]], axis=1)
         for side in (1, -1):
-            at = 6 + 5 * (number % 3)
-            count = 0
-            while at < len(road.middle) - 6:
-                # Sizes repeat in a pattern of their own: the map has no randomness besides its legs.
-                length, depth, height = 10 + 3 * (count * 7 % 4), 8 + 2 * (count * 5 % 3), 5 + 2.5 * (count * 11 % 5)
-                ahead = _unit(road.heading[at])
-                out = np.array([-ahead[1], ahead[0]]) * side
-                near = road.middle[at] + out * (road.half_width_m + WALKWAY_M + 3 + 2 * (count % 3))
-                half, back = ahead * length / 2, out * depth
-                corners = np.array([near - half, near + half, near + half + back, near - half + back])
-                footprints.append(corners[::side])
-                heights.append(height)
-                centres.append(near + back / 2)
-                at += length + 6 + 5 * (count % 3)
-                count += 1
-    middles = np.array(centres)
+            out = side * left
+            near = road.middle[at] + out * (road.half_width_m + WALKWAY_M + setback[fits, None])
+            along = side * ahead * length / 2
+            sides.append(np.stack([near - along, near + along], axis=1))
+            depths.append(out * depth)
+            tall.append(height[fits])
+    front, back, heights = np.concatenate(sides), np.concatenate(depths), np.concatenate(tall)
+    footprints = np.concatenate([front, front[:, ::-1] + back[:, None]], axis=1)
+    middles = footprints.mean(axis=1)
     clear = np.ones(len(middles), dtype=bool)
     for road in network.roads:
-        gaps = middles[:, None] - road.middle[None, ::4]
-        nearest = np.einsum("ijk,ijk->ij", gaps, gaps).min(axis=1)
-        clear &= nearest > (road.half_width_m + WALKWAY_M + 9) ** 2 - 60
+        clear &= squared_distances(middles, road.middle[::5]).min(axis=1) > (road.half_width_m + WALKWAY_M + 7) ** 2
     for junction in network.junctions:
-        away = middles - network.roads[junction.roads[0]].middle[junction.at[0]]
-        clear &= np.einsum("ij,ij->i", away, away) > (junction.half_m + 26) ** 2
-    return tuple((footprints[index], heights[index]) for index in np.flatnonzero(clear))
+        centre = network.roads[junction.roads[0]].middle[junction.at[0]]
+        clear &= squared_distances(middles, centre[None])[:, 0] > (junction.half_m + 26) ** 2
+    return tuple((footprints[index], float(heights[index])) for index in np.flatnonzero(clear))
+
+
+def squared_distances(points: Points, others: Points) -> Points:
+    """[N, M] between two sets of points."""
+    lengths, other_lengths = np.einsum("ij,ij->i", points, points), np.einsum("ij,ij->i", others, others)
+    squared: Points = lengths[:, None] + other_lengths - 2 * points @ others.T
+    return squared

@@ -183,7 +183,17 @@ class Storyline:
 
 def draw_kind(rng: np.random.Generator) -> str:
     """A kind of drive, as often as training sees it."""
-    return str(rng.choice(KINDS, p=np.array(KIND_SHARES) / sum(KIND_SHARES)))
+    return _pick(rng, KINDS, KIND_SHARES)
+
+
+def _pick(rng: np.random.Generator, names: Sequence[str], shares: Sequence[float]) -> str:
+    """One of the names, as often as its share of 1."""
+    drawn = float(rng.random())
+    for name, share in zip(names, shares, strict=True):
+        drawn -= share
+        if drawn < 0.0:
+            return name
+    return names[-1]
 
 
 def tell(rng: np.random.Generator, kind: str, duration_s: float) -> Storyline:

@@ -10,7 +10,7 @@ import numpy as np
 
 from eval_nuscenes.world import expert
 from eval_nuscenes.world.expert import Conflict, Ego, Gate, Neighbour, Route, Surroundings, Walker
-from eval_nuscenes.world.roads import DrivingPath, Passage, lane_names, road_map
+from eval_nuscenes.world.roads import DrivingPath, Passage, lane_names, road_map, squared_distances
 from eval_nuscenes.world.scene import ActorState, EgoPose, Points, Scene, WorldState
 from eval_nuscenes.world.storyline import KINDS, Storyline, draw_kind, tell
 from vla_autoprune.errors import InputError
@@ -96,7 +96,7 @@ class Drive:
                 junction = network.junctions[passage.junction]
                 side = self._side(path, passage.stop_m, passage.junction)
                 stops.append((passage.stop_m, passage.exit_m, passage.junction, side))
-            self._stops.append(stops)
+            self._stops.append(sorted(stops))
         self._walker_stops = [self._walkers_on(stream.driving_path) for stream in story.streams]
         self._rivals = self._find_rivals()
         self._half_lengths = [story.actors[role.actor].length_m / 2 for role in story.vehicles]
@@ -354,32 +354,26 @@ class Drive:
 
     def _projections(self, path: DrivingPath) -> tuple[list[list[float]], list[list[float]]]:
         """Every stream's points in the coordinates of a route."""
-        streams = self.story.streams
-        along: list[list[float]] = []
-        beside: list[list[float]] = []
+        paths = [stream.driving_path.path.points for stream in self.story.streams]
+        if not paths:
+            return [], []
+        points = np.concatenate(paths)
         route, heading = path.path.points, path.path.heading
-        coarse = route[::3]
-        for stream in streams:
-            points = stream.driving_path.path.points
-            gaps = points[::2, None] - coarse[None]
-            distance = np.einsum("ijk,ijk->ij", gaps, gaps)
-            nearest = 3 * distance.argmin(axis=1)
-            nearest = np.repeat(nearest, 2)[: len(points)]
-            # One step of refinement: the foot of the perpendicular on the tangent.
-            for _ in range(2):
-                away = points - route[nearest]
-                angle = heading[nearest]
-                ahead = away[:, 0] * np.cos(angle) + away[:, 1] * np.sin(angle)
-                nearest = np.clip(nearest + np.rint(ahead).astype(np.int64), 0, len(route) - 1)
+        # Distances grow slowly: every fourth point finds the neighbourhood, and stepping along the tangent the place.
+        rough = 4 * squared_distances(points[::4], route[::4]).argmin(axis=1)
+        nearest = np.repeat(rough, 4)[: len(points)]
+        cos, sin = np.cos(heading), np.sin(heading)
+        for _ in range(3):
             away = points - route[nearest]
-            angle = heading[nearest]
-            cos, sin = np.cos(angle), np.sin(angle)
-            ahead = away[:, 0] * cos + away[:, 1] * sin
-            left = away[:, 1] * cos - away[:, 0] * sin
-            left[(np.abs(left) > _FAR_M) | (np.abs(ahead) > 2.0)] = _NOWHERE
-            along.append((nearest + ahead).tolist())
-            beside.append(left.tolist())
-        return along, beside
+            ahead = away[:, 0] * cos[nearest] + away[:, 1] * sin[nearest]
+            nearest = np.clip(nearest + np.rint(ahead).astype(np.int64), 0, len(route) - 1)
+        away = points - route[nearest]
+        ahead = away[:, 0] * cos[nearest] + away[:, 1] * sin[nearest]
+        left = away[:, 1] * cos[nearest] - away[:, 0] * sin[nearest]
+        left[(np.abs(left) > _FAR_M) | (np.abs(ahead) > 2.0)] = _NOWHERE
+        cuts = np.cumsum([len(points) for points in paths])[:-1]
+        along = [part.tolist() for part in np.split(nearest + ahead, cuts)]
+        return along, [part.tolist() for part in np.split(left, cuts)]
 
     def _conflict(
         self,
@@ -451,18 +445,22 @@ class Drive:
             front = place + half
             goal = min(role.wished_mps, profile[min(int(place + 0.6 * speed), len(profile) - 1)])
             if speed <= goal:
-                wanted = 1.8 * (1.0 - (speed / goal) ** 4)
+                ratio = speed / goal
+                wanted = 1.8 * (1.0 - ratio * ratio * ratio * ratio)
             else:
                 wanted = max((goal - speed) / 0.6, -4.0)
             for rival, shift, begin, until in self._rivals[number]:
                 there = before[rival]
-                gap = there + shift - self._half_lengths[rival] - front
-                if -3.0 < gap < 60.0 and begin <= there <= until and moment.present[rival]:
-                    if there + shift > place:
-                        wanted = min(wanted, expert.follow(speed, goal, gap, speeds[rival]))
-            for stop, leave, junction, side in self._stops[role.stream]:
-                if front > stop + 1.0 or front + 60.0 < stop:
+                if not 0.0 < there + shift - place < 70.0 or there < begin or there > until:
                     continue
+                gap = there + shift - self._half_lengths[rival] - front
+                if gap > -3.0 and moment.present[rival]:
+                    wanted = min(wanted, expert.follow(speed, goal, gap, speeds[rival]))
+            for stop, leave, junction, side in self._stops[role.stream]:
+                if front > stop + 1.0:
+                    continue
+                if front + 60.0 < stop:
+                    break
                 if self._closed(seen, busy, junction, side) and speed * speed <= 11.0 * max(stop - front, 0.4):
                     wanted = min(wanted, expert.stop_before(speed, stop - front))
             for stop, walker in self._walker_stops[role.stream]:
@@ -514,8 +512,11 @@ class Drive:
             if moment.present[number]:
                 place = moment.along[number]
                 for stop, leave, junction, side in self._stops[role.stream]:
-                    if stop - 4.5 * moment.speed[number] - 2.0 < place < leave + 4.0:
-                        busy[junction][side] = True
+                    if place >= leave + 4.0:
+                        continue
+                    if place <= stop - 4.5 * moment.speed[number] - 2.0:
+                        break
+                    busy[junction][side] = True
         for gate in view.route.gates:
             if gate.stop_m - 4.5 * ego.speed_mps - 6.0 < ego.along_m < gate.exit_m + 4.0:
                 busy[gate.junction][gate.side] = True
