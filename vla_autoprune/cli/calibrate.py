@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 @app.command()
 def calibrate(
-    root: Path = typer.Option(..., "--root", metavar="DIR", help="Data root in nuScenes format."),
+    data: Path = typer.Option(
+        ..., "--data", metavar="ROOT", help="Data set in nuScenes format (its dataroot)."
+    ),
     version: str = typer.Option("v1.0-synth", "--version", help="Name of the folder with the tables."),
     split: str = typer.Option("calibration", "--split", help="Split to fit on; never the one you report."),
     out: Path = typer.Option(Path("out/recipe.json"), "--out", metavar="FILE", help="Recipe to write."),
@@ -60,7 +62,7 @@ def calibrate(
     and judged on held-out scenes against one fixed slope and shuffled
     complexities. The measurements go beside the recipe.
 
-    Example: vla-autoprune calibrate --root out/synth --out out/recipe.json
+    Example: vla-autoprune calibrate --data out/synth --out out/recipe.json
     """
     from engines.onnxruntime import OnnxRuntimeBackend
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
@@ -79,7 +81,7 @@ def calibrate(
     console = Console()
     vla = load_shipped() if model is None else load_model(model)
     adapter = LlavaAdapter(vla.model)
-    samples = NuScenesSplit(root, version, split, command_source, limit)  # type: ignore[arg-type]
+    samples = NuScenesSplit(data, version, split, command_source, limit)  # type: ignore[arg-type]
     samples.check_images(vla.prompt.layout.cameras)
     options: dict[str, Any] = {
         "decode_length": vla.codec.length,
@@ -129,7 +131,7 @@ def calibrate(
                 measured.scenes,
             )
         except ValueError as error:
-            raise InputError(f"split {split} of {root}: {error}; synth --scenes makes more") from error
+            raise InputError(f"split {split} of {data}: {error}; synth --scenes makes more") from error
     recipe = build_recipe(
         shape, vla.prompt.layout, mappings={budget: fit.mapping for budget, fit in fits.items()}, **options
     )
@@ -202,9 +204,7 @@ def _print(console: Console, measured: SlopeLosses, fits: dict[float, MappingFit
         f"{bits.mean():.3f} ± {bits.std():.3f} bits; distance to the expert without pruning "
         f"{measured.unpruned.mean():.3f} m"
     )
-    table = Table(
-        "budget", "slopes by rising complexity", "edges, bits", "adaptive", "fixed", "shuffled", "finding"
-    )
+    table = Table("budget", "slopes by rising complexity", "edges, bits", "adaptive", "fixed", "shuffled")
     for budget, fit in fits.items():
         table.add_row(
             f"{budget:.0%}",
@@ -213,6 +213,7 @@ def _print(console: Console, measured: SlopeLosses, fits: dict[float, MappingFit
             f"{fit.adaptive_loss:.3f}",
             f"{fit.fixed_loss:.3f}",
             f"{fit.shuffled_loss:.3f}",
-            fit.verdict,
         )
     console.print(table)
+    for budget, fit in fits.items():
+        console.print(f"{budget:.0%}: {fit.verdict}", highlight=False)
