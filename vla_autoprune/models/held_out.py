@@ -14,7 +14,12 @@ from vla_autoprune.frame import CAMERAS, WAYPOINT_TIMES_S
 from vla_autoprune.models.driving_vla import DrivingVla
 from vla_autoprune.models.packed import Pruning, greedy_actions, make_prefix, visual_features
 from vla_autoprune.models.scene_store import SceneStore
-from vla_autoprune.pruning.schedule import calibrated_curve, default_pruning_points, solve_stage_counts
+from vla_autoprune.pruning.schedule import (
+    calibrated_curve,
+    default_pruning_points,
+    reachable_budget,
+    solve_stage_counts,
+)
 
 FloatArray = NDArray[np.floating]
 
@@ -225,9 +230,14 @@ class HeldOut:
 
 
 def schedule_counts(visual: int, layers: int, budget: float, slope: float = 0.2) -> tuple[int, ...]:
-    """Visual tokens kept after each default pruning point for a budget of mean tokens into the layers."""
+    """Visual tokens kept after each default pruning point for a budget of mean tokens into the layers.
+
+    A decoder too shallow for the budget gets the smallest one that leaves every layer a sixteenth of them.
+    """
     points = default_pruning_points(layers)
-    return solve_stage_counts(visual, points, budget, calibrated_curve(layers, slope, 14.9))[1:]
+    least = max(1, visual // 16)
+    reachable = max(budget, reachable_budget(visual, layers, points, least))
+    return solve_stage_counts(visual, points, reachable, calibrated_curve(layers, slope, 14.9), least)[1:]
 
 
 def normalise(images: Tensor, vla: DrivingVla) -> Tensor:
