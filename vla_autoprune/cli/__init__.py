@@ -36,15 +36,12 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line: an error made on purpose is one line on stderr and exit code 2; Ctrl-C is 130."""
+    """Run the command line: an error made on purpose is one line on stderr and exit code 2."""
     try:
         app()
     except VlaError as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {error}", highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; nothing half-written is left behind", style="yellow")
-        sys.exit(130)
 
 
 # Each module registers its commands on `app` when it is imported.

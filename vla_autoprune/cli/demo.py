@@ -32,13 +32,14 @@ def demo(
     started = time.monotonic()
     world, bundle, frame = out / "world", out / "bundle", out / "frame"
     report = out / "evaluation" / "report.html"
-    _run("a small driving world, in nuScenes format", "synth", "--out", world, "--scenes", scenes)
+    _run("a small driving world, in nuScenes format", "synth", "--out", world, "--scenes", scenes,
+         "--overwrite")
     _run("the shipped model as a bundle of static stages", "export", bundle)
     ego = _lay_out_frame(world, frame)
     _run("one frame, 40 % of the visual tokens", "predict", bundle, "--images", frame, *ego,
-         "--budget", 0.4, "--out", out / "predict")  # fmt: skip
+         "--budget", 0.4, "--out", out / "predict")
     _run("pruned against unpruned", "evaluate", bundle, "--data", world, "--limit", limit,
-         "--out", report.parent)  # fmt: skip
+         "--out", report.parent)
     console = Console(soft_wrap=True)
     console.print(f"\nall of it took {time.monotonic() - started:.0f} s")
     console.print(f"picture of one plan: {out / 'predict' / 'picture.png'}", highlight=False)
