@@ -41,7 +41,8 @@ def main() -> None:
     try:
         app()
     except VlaError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        line = f"[bold red]error:[/] {escape(str(error))}"
+        Console(stderr=True, soft_wrap=True).print(line, highlight=False)
         sys.exit(2)
 
 
