@@ -35,6 +35,15 @@ def shared_data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def stored_bundle():
+    """`tiny_bundles["plain"]` as it was once exported: runs where torch is not installed."""
+    pytest.importorskip("onnxruntime")
+    from vla_autoprune.bundle import load_bundle
+
+    return load_bundle(REPOSITORY / "tests" / "data" / "tiny_bundle")
+
+
+@pytest.fixture(scope="session")
 def tiny_vla():
     """The driving VLA, very small and untrained, but biased to answer with well-formed plans."""
     torch = pytest.importorskip("torch")

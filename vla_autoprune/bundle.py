@@ -124,10 +124,6 @@ class Bundle:
         """[positions, 2, head_dim] float32 rotary tables (cos, sin), memory-mapped."""
         return np.load(self.path / ROTARY, mmap_mode="r", allow_pickle=False)
 
-    def samples(self) -> tuple[Path, ...]:
-        """Recorded inputs and outputs (.npz)."""
-        return tuple(self.path / entry.path for entry in self.manifest.files if entry.role == "sample")
-
 
 def write_manifest(
     folder: Path, recipe: PruningRecipe, graphs: Sequence[contract.Graph], options: ExportOptions

@@ -10,8 +10,8 @@ from vla_autoprune.errors import BackendError, BundleError
 
 
 @pytest.fixture(scope="module")
-def backend(tiny_bundles):
-    return OnnxRuntimeBackend(tiny_bundles["plain"], threads=1)
+def backend(stored_bundle):
+    return OnnxRuntimeBackend(stored_bundle, threads=1)
 
 
 def buffers(backend, graph: str, variant: str) -> dict[str, np.ndarray]:
@@ -56,8 +56,8 @@ def test_rows_move_between_buffers(backend):
     assert np.array_equal(target[:, :, 3:], source[:, :, 1:]) and not target[:, :, :3].any()
 
 
-def test_less_memory_gives_the_same_numbers(tiny_bundles, backend):
-    frugal = OnnxRuntimeBackend(tiny_bundles["plain"], threads=1, low_memory=True)
+def test_less_memory_gives_the_same_numbers(stored_bundle, backend):
+    frugal = OnnxRuntimeBackend(stored_bundle, threads=1, low_memory=True)
     results = []
     for engine in (backend, frugal):
         tensors = buffers(engine, "stage_01", "b40_s0/prefill")

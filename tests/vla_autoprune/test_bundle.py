@@ -10,9 +10,9 @@ from vla_autoprune.errors import BundleError
 
 
 @pytest.fixture
-def folder(tiny_bundles, tmp_path):
+def folder(stored_bundle, tmp_path):
     """A copy to damage."""
-    return shutil.copytree(tiny_bundles["plain"].path, tmp_path / "bundle")
+    return shutil.copytree(stored_bundle.path, tmp_path / "bundle")
 
 
 def edit_manifest(folder, change) -> None:
@@ -21,9 +21,9 @@ def edit_manifest(folder, change) -> None:
     (folder / MANIFEST).write_text(json.dumps(content))
 
 
-def test_a_whole_bundle_loads_and_maps_its_tables(folder, tiny_recipes):
+def test_a_whole_bundle_loads_and_maps_its_tables(folder, stored_bundle):
     bundle = load_bundle(folder)
-    assert bundle.recipe == tiny_recipes["plain"]
+    assert bundle.recipe == stored_bundle.recipe and bundle.graphs == stored_bundle.graphs
     assert list(bundle.graphs) == ["vision", "stage_00", "stage_01", "stage_02", "select", "head"]
     assert bundle.embedding().shape[1] == bundle.recipe.model.hidden
     assert bundle.rotary().shape == (bundle.recipe.layout.length + 12, 2, bundle.recipe.model.head_dim)
@@ -45,9 +45,9 @@ def test_an_edited_graph_is_refused_by_name(folder):
         load_bundle(folder)
 
 
-def test_files_of_two_bundles_do_not_mix(folder, tiny_bundles):
-    shutil.copy(tiny_bundles["rich"].path / "recipe.json", folder / "recipe.json")
-    with pytest.raises(BundleError, match=r"recipe\.json"):
+def test_files_of_two_bundles_do_not_mix(folder):
+    (folder / "recipe.json").write_text((folder / "recipe.json").read_text().replace('"tiny"', '"tinu"'))
+    with pytest.raises(BundleError, match=r"recipe\.json has been edited or belongs to another bundle"):
         load_bundle(folder)
 
 

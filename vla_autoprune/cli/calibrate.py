@@ -78,7 +78,7 @@ def calibrate(
         raise InputError(f"--reduction is {reduction!r}; allowed: mean, max")
     if command_source not in ("route", "future"):
         raise InputError(f"--command-source is {command_source!r}; allowed: route, future")
-    console = Console()
+    console = Console(soft_wrap=True)
     vla = load_shipped() if model is None else load_model(model)
     adapter = LlavaAdapter(vla.model)
     samples = NuScenesSplit(data, version, split, command_source, limit)  # type: ignore[arg-type]

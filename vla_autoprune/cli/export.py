@@ -53,7 +53,7 @@ def export(
     from vla_autoprune.models.adapter import LlavaAdapter
     from vla_autoprune.models.driving_vla import SHIPPED, load_model, load_shipped
 
-    console = Console()
+    console = Console(soft_wrap=True)
     vla = load_shipped() if model is None else load_model(model)
     adapter = LlavaAdapter(vla.model)
     chosen = _recipe(recipe, model or SHIPPED, adapter, vla)

@@ -147,7 +147,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _print(plan: Plan, out: Path) -> None:
-    console = Console()
+    console = Console(soft_wrap=True)
     table = Table("time", "x forward", "y left", "heading", title=f"bucket {plan.bucket}")
     for time, (x, y, heading) in zip(plan.times_s, plan.waypoints_in_ego, strict=True):
         table.add_row(f"{time:.1f} s", f"{x:.2f} m", f"{y:+.2f} m", f"{heading:+.3f} rad")

@@ -146,11 +146,6 @@ class Pipeline:
         self._filled = np.zeros(1, dtype=np.int64)
         self._answer: _Answer | None = None
 
-    @property
-    def vocabulary(self) -> int:
-        """Number of logits."""
-        return len(self.embedding)
-
     def kv_bytes(self, bucket: Bucket) -> int:
         """Size of the KV caches of a bucket."""
         model = self.recipe.model

@@ -15,8 +15,8 @@ from vla_autoprune.runtime.planner import Planner
 
 
 @pytest.fixture(scope="module")
-def planner(tiny_bundles):
-    bundle = tiny_bundles["plain"]
+def planner(stored_bundle):
+    bundle = stored_bundle
     return Planner(bundle, OnnxRuntimeBackend(bundle, threads=1), budget=0.4)
 
 

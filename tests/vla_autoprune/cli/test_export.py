@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxruntime")
+
+from vla_autoprune.cli import app
+from vla_autoprune.errors import RecipeError
+
+
+@pytest.fixture(scope="module")
+def model(tiny_vla, tmp_path_factory):
+    from vla_autoprune.models.driving_vla import save_model
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_model(tiny_vla, folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_an_export_is_checked_and_then_reused(model, tmp_path):
+    from vla_autoprune.bundle import load_bundle
+    from vla_autoprune.models.adapter import LlavaAdapter
+    from vla_autoprune.models.driving_vla import load_model
+    from vla_autoprune.recipe import build_recipe, write_recipe
+
+    vla = load_model(model)
+    shape = LlavaAdapter(vla.model).shape("tiny")
+    recipe = build_recipe(
+        shape, vla.prompt.layout, decode_length=12, budgets=(0.6,), slopes=(0.2,), pruning_points=(1,)
+    )
+    write_recipe(recipe, tmp_path / "recipe.json")
+    command = [
+        "export",
+        str(tmp_path / "bundle"),
+        "--model",
+        str(model),
+        "--recipe",
+        str(tmp_path / "recipe.json"),
+    ]
+    first = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert "parity: 4 comparisons, 0 ties" in first.output
+    bundle = load_bundle(tmp_path / "bundle")
+    assert [entry.path for entry in bundle.manifest.files if entry.role == "sample"] == [
+        "samples/sample_00.npz",
+        "samples/sample_01.npz",
+    ]
+    again = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert "is already the bundle" in again.output
+
+
+def test_a_recipe_of_another_model_is_refused(model, stored_bundle, tmp_path):
+    recipe = stored_bundle.path / "recipe.json"
+    command = ["export", str(tmp_path / "bundle"), "--model", str(model), "--recipe", str(recipe)]
+    with pytest.raises(RecipeError, match="recipe is for model tiny"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []
