@@ -1,8 +1,8 @@
 """The expert who drives the ego: along a route, at a speed that follows from what can be seen.
 
-The ego's rear axle moves along the route's centreline, `along` metres from its start and `beside` metres to its left,
-so every trajectory is kinematically feasible by construction. The longitudinal rules are stateless apart from the
-acceleration, whose change is limited; the only other memory is the sideways move under way.
+The ego's rear axle moves along the route's centreline, `along` metres from its start and `beside` metres to
+its left, so every trajectory is kinematically feasible by construction. The longitudinal rules are stateless
+apart from the acceleration, whose change is limited; the only other memory is the sideways move under way.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _COMMAND_KNOWN_M = 50.0
 
 @dataclass(frozen=True)
 class Conflict:
-    """Where another stream's path crosses or joins the route inside a junction, along the stream and along the route."""
+    """Where another stream's path crosses or joins the route inside a junction."""
 
     stream: int
     stream_enter_m: float
@@ -199,7 +199,10 @@ class Route:
 
     def command_is_known(self, along_m: float) -> bool:
         """Whether a junction is near enough for its turn to be announced."""
-        return any(gate.stop_m - _COMMAND_KNOWN_M < along_m + FRONT_M and along_m < gate.exit_m for gate in self.gates)
+        return any(
+            gate.stop_m - _COMMAND_KNOWN_M < along_m + FRONT_M and along_m < gate.exit_m
+            for gate in self.gates
+        )
 
     def pose(self, ego: Ego) -> tuple[float, float, float]:
         """World x, y and heading of the ego's rear axle."""
@@ -254,6 +257,8 @@ def step(route: Route, ego: Ego, seen: Surroundings) -> Ego:
     """
     ego = _sideways(route, ego, seen)
     wanted = wanted_acceleration(route, ego, seen)
+    if -3.5 < wanted < 0.0:
+        wanted = max(wanted, -0.5 - 2.0 * ego.speed_mps)  # ease off just before standing
     now = ego.acceleration_mps2
     change = min(max(wanted - now, -_FALLING_JERK_MPS3 * STEP_S), _RISING_JERK_MPS3 * STEP_S)
     acceleration = min(max(now + change, -HARDEST_BRAKING_MPS2), STRONGEST_ACCELERATION_MPS2)
@@ -319,7 +324,7 @@ def follow(speed: float, goal: float, gap: float, lead_speed: float) -> float:
 
 
 def stop_before(speed: float, gap: float) -> float:
-    """Acceleration that brings the front bumper to rest `gap` metres ahead; large while there is time left."""
+    """Acceleration that brings the front bumper to rest `gap` metres ahead; infinite while that has time."""
     if gap <= 0.2:
         return -2.5 if speed > 0.3 else -speed / STEP_S
     needed = speed * speed / (2.0 * gap)
@@ -338,7 +343,9 @@ def comfortable_speed(route: Route, ego: Ego, seen: Surroundings) -> float:
         late = any(ego.speed_mps**2 > 6.4 * max(place - front, 0.1) for place in stops if place > front - 1.0)
         obstacle = _next_obstacle(route, ego)
         if obstacle is not None:
-            late = late or not _fits(obstacle.begin_m - front, ego.speed_mps, obstacle.shift_m - ego.move.after_m)
+            late = late or not _fits(
+                obstacle.begin_m - front, ego.speed_mps, obstacle.shift_m - ego.move.after_m
+            )
         if not late and wanted_acceleration(route, ego, seen) > -3.2:
             break
         ego = replace(ego, speed_mps=0.85 * ego.speed_mps)
@@ -353,7 +360,9 @@ def _stops(route: Route, ego: Ego, seen: Surroundings, even_if_late: bool = Fals
     stops: list[float] = []
 
     def can_stop(place: float, braking: float) -> bool:
-        return front < place + 0.5 and (even_if_late or speed * speed <= 2.0 * braking * max(place - front, 0.4))
+        return front < place + 0.5 and (
+            even_if_late or speed * speed <= 2.0 * braking * max(place - front, 0.4)
+        )
 
     for gate in route.gates:
         if gate.stop_m - front > sight:
@@ -370,12 +379,16 @@ def _stops(route: Route, ego: Ego, seen: Surroundings, even_if_late: bool = Fals
             if front > conflict.enter_m + 1.0:
                 continue
             pace = max(min(speed, allowed[int(conflict.enter_m)]), 4.5)
-            needed = (conflict.enter_m - front) / max(speed, 4.5) + (conflict.leave_m + 5.0 - conflict.enter_m) / pace
-            if not _taken(conflict, seen.stream_vehicles[conflict.stream], min(needed, _FORESIGHT_S) + _MARGIN_S):
+            needed = (conflict.enter_m - front) / max(speed, 4.5) + (
+                conflict.leave_m + 5.0 - conflict.enter_m
+            ) / pace
+            if not _taken(
+                conflict, seen.stream_vehicles[conflict.stream], min(needed, _FORESIGHT_S) + _MARGIN_S
+            ):
                 continue
             inside = conflict.enter_m - 1.5
             waits_inside = gate.control != "yield" and inside > gate.stop_m
-            for place in ((inside,) if waits_inside else (gate.stop_m, inside)):
+            for place in (inside,) if waits_inside else (gate.stop_m, inside):
                 if can_stop(place, 4.5):
                     stops.append(place)
                     break
@@ -403,7 +416,7 @@ def _stops(route: Route, ego: Ego, seen: Surroundings, even_if_late: bool = Fals
 
 
 def _taken(conflict: Conflict, vehicles: list[tuple[float, float, float]], needed_s: float) -> bool:
-    """Whether a vehicle of the other stream is in the conflict area, or has priority and comes within this time."""
+    """Whether a vehicle of the other stream is in the conflict area, or has priority and is near."""
     for along, half_length, speed in vehicles:
         if along - half_length > conflict.stream_leave_m:
             continue
@@ -471,7 +484,7 @@ def _overtaking(route: Route, ego: Ego, seen: Surroundings) -> Ego:
         return ego
     for other in seen.neighbours:
         gap = other.along_m - other.half_length_m - along - FRONT_M
-        if not (other.is_slow and abs(other.beside_m) < 1.5 and 0.0 < gap and other.speed_mps > 1.0):
+        if not (other.is_slow and abs(other.beside_m) < 1.5 and gap > 0.0 and other.speed_mps > 1.0):
             continue
         length = _move_length(speed, LANE_WIDTH_M)
         end = other.along_m + other.half_length_m
@@ -494,8 +507,8 @@ def _is_free(route: Route, ego: Ego, seen: Surroundings, beside_m: float, end_m:
         if other.speed_mps < -0.5:
             if other.along_m + other.half_length_m < rear:
                 continue
-            duration = (back - along) / max(speed, 6.0)
-            if other.along_m - other.half_length_m + other.speed_mps * duration < back + 2.0:
+            duration = 1.0 + (back - along) / max(speed, 5.5)
+            if other.along_m - other.half_length_m + other.speed_mps * duration < back + 4.0:
                 return False
         elif other.along_m > along:
             gap = other.along_m - other.half_length_m - front

@@ -1,7 +1,8 @@
 """Draws what the six cameras see: flat ground, boxes shaded by face, far things first.
 
-Traffic lights are drawn oversized (lamps of 1.2 m) and lit brake lights span the car's tail, so that both still show
-when an image is squeezed to 96 pixels. Beside every colour image goes an image of labels, drawn by the same calls.
+Traffic lights are drawn oversized (lamps of 1.2 m) and lit brake lights span the car's tail, so that both
+still show when an image is squeezed to 96 pixels. Beside every colour image goes an image of labels, drawn by
+the same calls.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ NATIVE_WIDTH, NATIVE_HEIGHT = 1600, 900
 LABELS = ("nothing", "road", "lane_marking", "light_red", "light_amber", "light_green", "brake_light")
 """Label values 0 … 6."""
 VEHICLE_LABEL, PEDESTRIAN_LABEL = 16, 136
-"""A vehicle's label is VEHICLE_LABEL + its distance in metres (up to FARTHEST_LABEL_M), a pedestrian's likewise."""
+"""A vehicle's label is VEHICLE_LABEL + its distance in metres, a pedestrian's likewise."""
 FARTHEST_LABEL_M = 119
 
 _NEAR_M = 0.5
 _GROUND_REACH_M = 110.0
 _UPRIGHT_REACH_M = 95.0
 _SUPERSAMPLED_UP_TO = 256
-_SUPERSAMPLING = 2
+_SUPERSAMPLING = 3
 _SHIFT = 4
 _PIXEL_LIMIT = 1 << 22
 
@@ -113,7 +114,7 @@ RIG = Rig(
         )
     }
 )
-"""Six cameras with round numbers close to those of the nuScenes cars: same places, directions and angles of view."""
+"""Six cameras with round numbers close to the nuScenes cars': same places, directions and angles of view."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,13 @@ class _Collector:
             n, k, axes = polygons.shape
             vertices[corner : corner + n * k, :axes] = polygons.reshape(-1, axes)
             part = slice(face, face + n)
-            sizes[part], colours[part], labels[part], glows[part], things[part] = k, colour, label, glow, thing
+            sizes[part], colours[part], labels[part], glows[part], things[part] = (
+                k,
+                colour,
+                label,
+                glow,
+                thing,
+            )
             face, corner = face + n, corner + n * k
         starts = np.concatenate([[0], np.cumsum(sizes)])
         return _Faces(vertices, starts, colours, glows, labels, things, np.concatenate(self._places))
@@ -237,13 +244,13 @@ def _quads(a: NDArray[np.float64], b: NDArray[np.float64], deep: NDArray[np.floa
 
 
 # Corners of a box, lower four counter-clockwise from rear right, then the upper four.
-_CORNERS = np.array(
-    [[-1, -1], [1, -1], [1, 1], [-1, 1]] * 2, dtype=np.float64
-) * 0.5
+_CORNERS = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]] * 2, dtype=np.float64) * 0.5
 # right, front, left, rear, top; counter-clockwise from outside.
 _BOX_FACES = np.array([[0, 1, 5, 4], [1, 2, 6, 5], [2, 3, 7, 6], [3, 0, 4, 7], [4, 5, 6, 7]])
 _BOX_SHADES = np.array([0.78, 0.9, 0.72, 0.86, 1.0])
-_OCTAGON = np.stack([np.cos(np.arange(8) * math.pi / 4 + 0.39), np.sin(np.arange(8) * math.pi / 4 + 0.39)], axis=1)
+_OCTAGON = np.stack(
+    [np.cos(np.arange(8) * math.pi / 4 + 0.39), np.sin(np.arange(8) * math.pi / 4 + 0.39)], axis=1
+)
 
 
 def _boxes(
@@ -275,7 +282,7 @@ def _plates(
     bottom: NDArray[np.float64],
     top: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """[n, 4, 3] upright rectangles across the heading, left positive; seen from ahead, or behind if `ahead` < 0."""
+    """[n, 4, 3] upright rectangles across the heading; seen from ahead, or from behind if `ahead` < 0."""
     cos, sin = np.cos(heading), np.sin(heading)
     flip = ahead < 0
     first, second = np.where(flip, side_to, side_from), np.where(flip, side_from, side_to)
@@ -329,8 +336,8 @@ class Renderer:
             noise_seed: of the sensor noise.
 
         Returns:
-            [cameras, height, width, 3] RGB in the order of the rig, and labels [cameras, height * k, width * k],
-            where small images are drawn k times larger and then scaled down.
+            [cameras, height, width, 3] RGB in the order of the rig, and labels
+            [cameras, height * k, width * k]: small images are drawn k times larger and then scaled down.
         """
         ego = state.ego
         width, height = self._width * self._scale, self._height * self._scale
@@ -407,7 +414,9 @@ class Renderer:
             else:
                 braking = np.array([row[4] for row in members])
                 labels = VEHICLE_LABEL + distance
-                _add_vehicles(collector, table, sizes, colours, braking, labels, things, has_cabin=kind == "car")
+                _add_vehicles(
+                    collector, table, sizes, colours, braking, labels, things, has_cabin=kind == "car"
+                )
 
     def _add_lights(self, collector: _Collector, state: WorldState, here: NDArray[np.float64]) -> None:
         pairs = list(zip(self._roads.lights, state.lights, strict=True))
@@ -425,8 +434,15 @@ class Renderer:
         x, y, z = spots.T
         # The mast stands at the kerb, to the right of the approaching traffic, which the lamps face.
         side = np.stack([-np.sin(heading), np.cos(heading)], axis=1) * _ARM_M
-        pole = _boxes(x + side[:, 0], y + side[:, 1], heading, np.stack([zeros + 0.25, zeros + 0.25, zeros, z], 1))
-        arm = _boxes(x + side[:, 0] / 2, y + side[:, 1] / 2, heading, np.stack([zeros + 0.2, zeros + _ARM_M, z, z + 0.2], 1))
+        pole = _boxes(
+            x + side[:, 0], y + side[:, 1], heading, np.stack([zeros + 0.25, zeros + 0.25, zeros, z], 1)
+        )
+        arm = _boxes(
+            x + side[:, 0] / 2,
+            y + side[:, 1] / 2,
+            heading,
+            np.stack([zeros + 0.2, zeros + _ARM_M, z, z + 0.2], 1),
+        )
         board = _boxes(x, y, heading, np.stack([zeros + 0.3, zeros + 1.7, z - 2.1, z + 2.1], 1))
         collector.add_boxes(np.concatenate([pole, arm]), _POLE, 0, np.tile(things, 2))
         collector.add_boxes(board, _BOARD, 0, things)
@@ -434,8 +450,12 @@ class Renderer:
         for row, name in enumerate(("red", "amber", "green")):
             lit = np.array([name in colour.split("_") for _, colour in pairs])
             lamp = np.empty((n, 8, 3))
-            lamp[:, :, 0] = x[:, None] + 0.2 * np.cos(heading)[:, None] - octagon[:, 0] * np.sin(heading)[:, None]
-            lamp[:, :, 1] = y[:, None] + 0.2 * np.sin(heading)[:, None] + octagon[:, 0] * np.cos(heading)[:, None]
+            lamp[:, :, 0] = (
+                x[:, None] + 0.2 * np.cos(heading)[:, None] - octagon[:, 0] * np.sin(heading)[:, None]
+            )
+            lamp[:, :, 1] = (
+                y[:, None] + 0.2 * np.sin(heading)[:, None] + octagon[:, 0] * np.cos(heading)[:, None]
+            )
             lamp[:, :, 2] = z[:, None] + 1.35 * (1 - row) + octagon[:, 1]
             shown = np.where(lit[:, None], np.array(_LAMPS[name]), np.array(_LAMP_OFF))
             collector.add(lamp, shown, np.where(lit, 3 + row, 0), lit, things)
@@ -487,7 +507,9 @@ def _add_vehicles(
     body = _boxes(x, y, heading, np.stack([length, width, zeros + 0.25, belt], axis=1))
     collector.add_boxes(body, colours, labels, things)
     if has_cabin:
-        cabin = _boxes(x, y, heading, np.stack([0.52 * length, 0.86 * width, belt, height], axis=1), -0.06 * length)
+        cabin = _boxes(
+            x, y, heading, np.stack([0.52 * length, 0.86 * width, belt, height], axis=1), -0.06 * length
+        )
         faces = cabin[:, _BOX_FACES].reshape(-1, 4, 3)
         glass = np.tile(_GLASS, (len(x), 5, 1)).astype(np.float64)
         glass[:, 4] = colours
@@ -504,8 +526,19 @@ def _add_vehicles(
     tail = np.where(braking[:, None], np.array(_BRAKING), np.array(_TAIL))
     tail_labels = np.where(braking, 6, labels)
     for left, right in ((-outer, -inner), (inner, outer)):
-        collector.add(_plates(x, y, heading, rear, left, right, low, high), tail, tail_labels, braking, things)
-        lamps = _plates(x, y, heading, front, np.sign(left + right) * width * 0.38 - 0.18, np.sign(left + right) * width * 0.38 + 0.18, low, low + 0.25)
+        collector.add(
+            _plates(x, y, heading, rear, left, right, low, high), tail, tail_labels, braking, things
+        )
+        lamps = _plates(
+            x,
+            y,
+            heading,
+            front,
+            np.sign(left + right) * width * 0.38 - 0.18,
+            np.sign(left + right) * width * 0.38 + 0.18,
+            low,
+            low + 0.25,
+        )
         collector.add(lamps, _HEADLIGHT, labels, True, things)
 
 
@@ -583,7 +616,7 @@ def _draw(
     count = len(starts) - 1
     if not count:
         return
-    height, width = image.shape[:2]
+    width = image.shape[1]
     depth = seen[:, 2]
     first, last = starts[:-1], starts[1:] - 1
     # Which polygons could be seen: some vertex ahead, and not all beyond one side of the field of view.
@@ -611,7 +644,7 @@ def _draw(
     points, inside = seen[vertices], ahead[vertices]
     following, following_inside = points[successor], inside[successor]
     crosses = inside != following_inside
-    # Two slots per vertex: itself, if in front of the near plane, and where its edge passes through that plane.
+    # Two slots per vertex: itself, if in front of the near plane, and where its edge passes through it.
     slots = np.empty((len(points), 2, 3))
     slots[:, 0] = points
     if crosses.any():
@@ -652,7 +685,7 @@ def _background(width: int, height: int, brightness: float) -> NDArray[np.uint8]
 @lru_cache(maxsize=4)
 def _noise(width: int, height: int) -> NDArray[np.int16]:
     """[height + 255, width + 255, 3] sensor noise, grey, to cut pieces from."""
-    grain = np.rint(np.random.default_rng(0).normal(0.0, 2.0, (256, 256, 1))).astype(np.int16)
+    grain = np.rint(np.random.default_rng(0).normal(0.0, 1.2, (256, 256, 1))).astype(np.int16)
     tiled = np.tile(grain, (height // 256 + 2, width // 256 + 2, 3))
     return np.ascontiguousarray(tiled[: height + 255, : width + 255])
 
@@ -661,8 +694,12 @@ def _with_noise(images: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     count, height, width, _ = images.shape
     noise = _noise(width, height)
     noisy = np.empty_like(images)
-    for number, (row, column) in enumerate(np.random.default_rng(seed).integers(256, size=(count, 2)).tolist()):
-        cv2.add(images[number], noise[row : row + height, column : column + width], noisy[number], None, cv2.CV_8U)
+    for number, (row, column) in enumerate(
+        np.random.default_rng(seed).integers(256, size=(count, 2)).tolist()
+    ):
+        cv2.add(
+            images[number], noise[row : row + height, column : column + width], noisy[number], None, cv2.CV_8U
+        )
     return noisy
 
 

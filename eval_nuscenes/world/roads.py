@@ -1,7 +1,7 @@
 """Procedural roads: curved roads of one or two lanes per direction that cross at right angles.
 
-A network is made along the ego's route: each leg of the route is a stretch of road with at most one curve, followed
-by a junction where the route goes straight on or turns onto the crossing road. Traffic keeps to the right.
+A network is made along the ego's route: each leg of the route is a stretch of road with at most one curve,
+followed by a junction where the route goes straight on or turns onto the crossing road. Traffic keeps right.
 """
 
 from __future__ import annotations
@@ -272,7 +272,11 @@ class Network:
         return sorted(found)
 
     def follow(
-        self, start: tuple[int, int, int], from_index: int, turns: Sequence[tuple[int, Command, int]], reach_m: float
+        self,
+        start: tuple[int, int, int],
+        from_index: int,
+        turns: Sequence[tuple[int, Command, int]],
+        reach_m: float,
     ) -> DrivingPath:
         """The path of a vehicle that turns at the given junctions and goes straight on elsewhere.
 
@@ -287,7 +291,9 @@ class Network:
         pieces: list[Points] = []
         count = 0
         lanes_at: list[tuple[int, int, int, int]] = []  # road, direction, lane, first point
-        marks: list[tuple[int, Command, int, int, int]] = []  # junction, turn, points of stop line, entry, exit
+        marks: list[
+            tuple[int, Command, int, int, int]
+        ] = []  # junction, turn, points of stop line, entry, exit
         for target, turn, lane_after in [*turns, (-1, Command.STRAIGHT, 0)]:
             line = self.roads[road].lane(direction, lane)
             lanes_at.append((road, direction, lane, count))
@@ -329,7 +335,9 @@ class Network:
                 for (road, direction, lane, first), end in zip(lanes_at, ends, strict=True)
             ),
             tuple(
-                Passage(number, turn, float(along[max(stop, 0)]), float(along[max(entry, 0)]), float(along[leave]))
+                Passage(
+                    number, turn, float(along[max(stop, 0)]), float(along[max(entry, 0)]), float(along[leave])
+                )
                 for number, turn, stop, entry, leave in marks
                 if entry >= 0
             ),
@@ -343,82 +351,84 @@ def build_network(lanes: int, legs: Sequence[Leg], heading: float) -> Network | 
 
     Args:
         lanes: per direction, of the first road.
-        legs: the route.
+        legs: the route, at least one leg.
         heading: of the route at the origin, radians.
 
     Returns:
         The network, or None if its roads would meet elsewhere than at junctions.
     """
+    chains = _chains(legs)
     roads: list[Road] = []
+    crossroads: list[Road] = []
     junctions: list[Junction] = []
     crossings: list[tuple[int, int]] = []
-    crossroads: list[tuple[int, Points, float, int]] = []  # junction, its middle, heading, lanes
-    start = -LEAD_IN_M * np.array([math.cos(heading), math.sin(heading)])
-    knots = [(0.0, 0.0), (float(LEAD_IN_M), 0.0)]
-    waiting: list[tuple[int, int, Leg, int]] = []  # junctions of the road being laid: number, at, leg, lanes
-
-    def finish_road() -> None:
-        nonlocal start, heading
-        end = int(knots[-1][0]) + ARM_M
-        grid = np.arange(end + 1.0)
-        along, bends = np.array(knots).T
-        curvature = np.interp(grid[:-1] + 0.5, along, bends, right=0.0)
-        angles = heading + np.concatenate([[0.0], np.cumsum(curvature)])
-        middles = (angles[1:] + angles[:-1]) / 2
-        steps = np.stack([np.cos(middles), np.sin(middles)], axis=1)
-        line = start + np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
-        roads.append(Road(f"road{len(roads)}", line, angles, lanes))
-
-    for number, leg in enumerate(legs):
-        at = int(knots[-1][0])
-        if leg.crossing_m is not None:
-            crossings.append((len(roads), at + leg.crossing_m))
-        if leg.curve_rad:
-            begin, length = at + leg.before_m, leg.curve_m
-            ramp = 0.2 * length
-            peak = leg.curve_rad / (length - ramp)
-            knots += [(begin, 0.0), (begin + ramp, peak), (begin + length - ramp, peak), (begin + length, 0.0)]
-        middle = at + leg.length_m
-        knots.append((float(middle), 0.0))
-        turns = leg.turn is not Command.STRAIGHT
-        half = math.ceil(max(lanes, leg.crossroad_lanes) * LANE_WIDTH_M + SHOULDER_M + CORNER_M)
-        waiting.append((number, middle, leg, half))
-        if not turns and number < len(legs) - 1:
-            continue
-        finish_road()
-        road = len(roads) - 1
-        for crossing_number, crossing_at, crossing_leg, crossing_half in waiting:
-            to_side = crossing_leg.turn is not Command.RIGHT
-            junctions.append(
-                Junction((road, -1), (crossing_at, -1), crossing_half, crossing_leg.control, to_side)
-            )
-            side = roads[road].heading[crossing_at] + (math.pi / 2 if to_side else -math.pi / 2)
-            crossroads.append(
-                (crossing_number, roads[road].middle[crossing_at], float(side), crossing_leg.crossroad_lanes)
-            )
-        waiting = []
-        if turns:
-            # The road turned onto begins on the far side of the junction.
-            _, centre, heading, lanes = crossroads.pop()
-            start = centre - ARM_M * np.array([math.cos(heading), math.sin(heading)])
-            knots = [(0.0, 0.0), (float(ARM_M), 0.0)]
-            if number == len(legs) - 1:
-                finish_road()
-            last = junctions[-1]
-            crossing_road = len(roads) - (number == len(legs) - 1)
-            junctions[-1] = Junction(
-                (last.roads[0], crossing_road), (last.at[0], ARM_M), last.half_m, last.control, last.crossroad_leads_left
-            )
-    for number, centre, side, crossing_lanes in crossroads:
-        grid = np.arange(-ARM_M, ARM_M + 1.0)[:, None]
-        line = centre + grid * np.array([math.cos(side), math.sin(side)])
-        last = junctions[number]
-        junctions[number] = Junction(
-            (last.roads[0], len(roads)), (last.at[0], ARM_M), last.half_m, last.control, last.crossroad_leads_left
-        )
-        roads.append(Road(f"road{len(roads)}", line, np.full(len(line), side), crossing_lanes))
-    network = Network(tuple(roads), tuple(junctions), tuple(crossings), tuple(legs))
+    start, lead_in = -LEAD_IN_M * _unit(heading), LEAD_IN_M
+    for chain in chains:
+        number = len(roads)
+        road, begins = _road_along(chain, f"road{number}", start, heading, lead_in, lanes)
+        roads.append(road)
+        for leg, begin in zip(chain, begins, strict=True):
+            if leg.crossing_m is not None:
+                crossings.append((number, begin + leg.crossing_m))
+            at = begin + leg.length_m
+            half = math.ceil(max(lanes, leg.crossroad_lanes) * LANE_WIDTH_M + SHOULDER_M + CORNER_M)
+            leads_left = leg.turn is not Command.RIGHT
+            side = float(road.heading[at]) + (math.pi / 2 if leads_left else -math.pi / 2)
+            if leg.turn is Command.STRAIGHT:
+                other = len(chains) + len(crossroads)
+                crossroads.append(_crossroad(f"road{other}", road.middle[at], side, leg.crossroad_lanes))
+            else:
+                # The route goes on along the road it turns onto, which begins beyond the junction.
+                other = number + 1
+                start, heading, lead_in = road.middle[at] - ARM_M * _unit(side), side, ARM_M
+                lanes = leg.crossroad_lanes
+            junctions.append(Junction((number, other), (at, ARM_M), half, leg.control, leads_left))
+    network = Network((*roads, *crossroads), tuple(junctions), tuple(crossings), tuple(legs))
     return None if _roads_collide(network) else network
+
+
+def _chains(legs: Sequence[Leg]) -> list[list[Leg]]:
+    """The legs along each road of the route; a last road without legs if the route ends with a turn."""
+    chains: list[list[Leg]] = [[]]
+    for leg in legs:
+        chains[-1].append(leg)
+        if leg.turn is not Command.STRAIGHT:
+            chains.append([])
+    return chains
+
+
+def _road_along(
+    legs: Sequence[Leg], name: str, start: Points, heading: float, lead_in: int, lanes: int
+) -> tuple[Road, list[int]]:
+    """A road with the curves of these legs, and at which point of it each leg begins."""
+    knots = [(0.0, 0.0), (float(lead_in), 0.0)]
+    begins = []
+    for leg in legs:
+        begins.append(int(knots[-1][0]))
+        if leg.curve_rad:
+            first, length = begins[-1] + leg.before_m, leg.curve_m
+            ramp = 0.2 * length
+            bend = leg.curve_rad / (length - ramp)
+            knots += [
+                (first, 0.0),
+                (first + ramp, bend),
+                (first + length - ramp, bend),
+                (first + length, 0.0),
+            ]
+        knots.append((float(begins[-1] + leg.length_m), 0.0))
+    grid = np.arange(knots[-1][0] + ARM_M + 1)
+    along, bends = np.array(knots).T
+    angles = heading + np.concatenate([[0.0], np.cumsum(np.interp(grid[:-1] + 0.5, along, bends, right=0.0))])
+    between = (angles[1:] + angles[:-1]) / 2
+    steps = np.stack([np.cos(between), np.sin(between)], axis=1)
+    middle = start + np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
+    return Road(name, middle, angles, lanes), begins
+
+
+def _crossroad(name: str, centre: Points, heading: float, lanes: int) -> Road:
+    """A straight road through a junction, ARM_M to either side."""
+    grid = np.arange(-ARM_M, ARM_M + 1.0)[:, None]
+    return Road(name, centre + grid * _unit(heading), np.full(len(grid), heading), lanes)
 
 
 def _roads_collide(network: Network) -> bool:
@@ -440,7 +450,7 @@ def _roads_collide(network: Network) -> bool:
 
 @lru_cache(maxsize=1)
 def _quarter_turn() -> Points:
-    """[65, 2] a left turn from (0, 0) heading +x to (1, 1) heading +y whose curvature rises and falls linearly."""
+    """[65, 2] a left turn from (0, 0) heading +x to (1, 1) heading +y; curvature rises and falls linearly."""
     grid = np.linspace(0.0, 1.0, 65)
     middle = (grid[1:] + grid[:-1]) / 2
     curvature = np.interp(middle, [0.0, 0.3, 0.7, 1.0], [0.0, 1.0, 1.0, 0.0])
@@ -587,7 +597,7 @@ def _thinned(heading: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _crossing(road: Road, at: int, direction: int, begin_m: float) -> Points:
-    """[4, 2] a crossing that begins `begin_m` from a point of the road; its first side runs across the road."""
+    """[4, 2] a crossing that begins `begin_m` from a point of the road; its first side runs across."""
     middle, ahead = road.middle[at], _unit(road.heading[at]) * direction
     side = np.array([-ahead[1], ahead[0]]) * road.half_width_m
     near, far = middle + begin_m * ahead, middle + (begin_m + CROSSING_DEPTH_M) * ahead
@@ -646,7 +656,9 @@ def _lanes(network: Network) -> tuple[Lane, ...]:
                         centreline = line[end : start + 1]
                     else:
                         bend = _corner(line[end - 1], line[end], line_after[start], line_after[start + 1])
-                        centreline = _metre_apart(np.concatenate([line[end : end + 1], bend, line_after[start : start + 1]]))
+                        centreline = _metre_apart(
+                            np.concatenate([line[end : end + 1], bend, line_after[start : start + 1]])
+                        )
                     limit = min(road.speed_limit_mps, road_after.speed_limit_mps)
                     connectors.append(
                         Lane(name, centreline, LANE_WIDTH_M, limit, successors=(after,), is_connector=True)
@@ -724,7 +736,10 @@ def _buildings(network: Network) -> tuple[tuple[Points, float], ...]:
     middles = footprints.mean(axis=1)
     clear = np.ones(len(middles), dtype=bool)
     for road in network.roads:
-        clear &= squared_distances(middles, road.middle[::5]).min(axis=1) > (road.half_width_m + WALKWAY_M + 7) ** 2
+        clear &= (
+            squared_distances(middles, road.middle[::5]).min(axis=1)
+            > (road.half_width_m + WALKWAY_M + 7) ** 2
+        )
     for junction in network.junctions:
         centre = network.roads[junction.roads[0]].middle[junction.at[0]]
         clear &= squared_distances(middles, centre[None])[:, 0] > (junction.half_m + 26) ** 2

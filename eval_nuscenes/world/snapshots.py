@@ -1,7 +1,8 @@
 """Moments of simulated drives for training: images, labels, and what the expert does from there.
 
-A snapshot is a keyframe of the very drive that `simulate_scene` would write, so training data and data sets have the
-same distribution; further queries ask what the expert would do from there at other speeds, or with another command.
+A snapshot is a keyframe of the very drive that `simulate_scene` makes of the same seed, so training data and
+data sets have the same distribution; further queries ask what the expert would do from there at other speeds,
+or with another command.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_nuscenes.world import expert
+from eval_nuscenes.world.drive import Drive, Moment, View
 from eval_nuscenes.world.expert import Ego
 from eval_nuscenes.world.render import (
     FARTHEST_LABEL_M,
@@ -25,7 +27,7 @@ from eval_nuscenes.world.render import (
 )
 from eval_nuscenes.world.roads import road_map
 from eval_nuscenes.world.storyline import draw_kind, tell
-from eval_nuscenes.world.traffic import Drive, Moment, View, actor_states, world_state
+from eval_nuscenes.world.traffic import actor_states, advance, world_state
 from vla_autoprune.frame import WAYPOINT_TIMES_S, Command, EgoState
 from vla_autoprune.models.training_data import (
     PATCH_CHANNELS,
@@ -59,7 +61,7 @@ def training_scene(seed: int, image_size: int = 96) -> TrainingScene:
     drive = Drive(tell(rng, kind, DRIVE_S))
     view, moment = drive.view, drive.begin()
     for _ in range(_STEPS_PER_WAYPOINT * int(rng.integers(_LAST_KEYFRAME + 1))):
-        drive.advance(view, moment)
+        advance(drive, view, moment)
     story = drive.story
     state = world_state(drive, view, moment)
     roads = road_map(story.network, with_lanes=False)
@@ -82,7 +84,7 @@ def patch_labels(labels: NDArray[np.uint8], per_side: int) -> NDArray[np.float32
         per_side: patches along each side of an image.
 
     Returns:
-        [cameras, per_side, per_side, len(PATCH_CHANNELS)] coverage, and ten over the distance of the nearest actor.
+        [cameras, per_side, per_side, len(PATCH_CHANNELS)] coverage; ten over the nearest actor's distance.
     """
     cameras, size, _ = labels.shape
     pixels = size // per_side
@@ -121,7 +123,7 @@ def _query(drive: Drive, view: View, moment: Moment) -> Query:
     boxes = []
     for step in range(len(WAYPOINT_TIMES_S)):
         for _ in range(_STEPS_PER_WAYPOINT):
-            drive.advance(view, played)
+            advance(drive, view, played)
         x, y, heading = route.pose(played.ego)
         dx, dy = x - x0, y - y0
         turned = math.remainder(heading - heading0, 2 * math.pi)

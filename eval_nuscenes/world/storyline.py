@@ -128,8 +128,8 @@ class LightProgramme:
 
     Attributes:
         starts: "green" or "red", for the route.
-        changes_within_m: once the ego's distance to the stop line is below this, green turns amber at once, or
-            red turns green after `hold_s`; 0 for never.
+        changes_within_m: once the ego is this close to the stop line, green turns amber at once, or red turns
+            green after `hold_s`; 0 for never.
         hold_s: how long red lasts after that (after amber, for a light that starts green).
     """
 
@@ -166,7 +166,7 @@ class Storyline:
         found = []
         for role in self.parked:
             actor = self.actors[role.actor]
-            shift = role.beside_m + actor.width_m / 2 + 0.65 + HALF_WIDTH_M
+            shift = role.beside_m + actor.width_m / 2 + 0.75 + HALF_WIDTH_M
             if shift > 1.3 and self._lane_to_the_left(role.along_m):
                 shift = LANE_WIDTH_M
             if shift > 0.2:
@@ -261,7 +261,7 @@ def _leg(rng: np.random.Generator, kind: str, turned: float, winding: bool) -> t
     if event == "curve":
         curve, radius = sign * float(rng.uniform(0.7, 1.3)), float(rng.uniform(18.0, 34.0))
     elif event in ("blocked", "kerb"):
-        before = int(rng.integers(62, 80))
+        before = int(rng.integers(74, 86))
     else:
         if event == "crossing":
             crossing = int(rng.integers(36, 60))
@@ -277,7 +277,9 @@ def _leg(rng: np.random.Generator, kind: str, turned: float, winding: bool) -> t
 class _Teller:
     """Fills the roads, one event after another."""
 
-    def __init__(self, rng: np.random.Generator, kind: str, network: Network, events: tuple[str, ...]) -> None:
+    def __init__(
+        self, rng: np.random.Generator, kind: str, network: Network, events: tuple[str, ...]
+    ) -> None:
         self.rng, self.kind, self.network, self.events = rng, kind, network, events
         self.actors: list[Actor] = []
         self.streams: list[Stream] = []
@@ -305,7 +307,7 @@ class _Teller:
             if event == "blocked":
                 self._block(begin + float(rng.uniform(50.0, 62.0)))
             elif event == "kerb":
-                self._kerb(begin + float(rng.uniform(36.0, 50.0)))
+                self._kerb(begin + float(rng.uniform(34.0, 48.0)))
             elif event == "crossing":
                 crossing = self.network.legs[number].crossing_m
                 if crossing is not None:
@@ -366,7 +368,9 @@ class _Teller:
                 lanes.append(int(self.rng.integers(width)))
         return lanes
 
-    def _actor(self, category: str, length: float, width: float, height: float, colour: tuple[int, int, int]) -> int:
+    def _actor(
+        self, category: str, length: float, width: float, height: float, colour: tuple[int, int, int]
+    ) -> int:
         self.actors.append(
             Actor(f"{category.split('.')[1]}{len(self.actors)}", category, width, length, height, colour)
         )
@@ -490,7 +494,11 @@ class _Teller:
                 count = 1 if rng.random() < 0.7 else 2
                 first = len(self.vehicles)
                 for number in range(count):
-                    self._lead(stream, ahead + 12.0 * (count - 1 - number) + float(rng.uniform(0, 6)), number == count - 1)
+                    self._lead(
+                        stream,
+                        ahead + 12.0 * (count - 1 - number) + float(rng.uniform(0, 6)),
+                        number == count - 1,
+                    )
                 self.vehicles[first:] = sorted(self.vehicles[first:], key=lambda role: -role.start_m)
         elif self.kind == "lane_change" and rng.random() < 0.5 and not blocks:
             stream = self._lead_stream(self.start_m)

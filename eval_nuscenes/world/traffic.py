@@ -1,596 +1,29 @@
-"""Traffic that plays out a storyline around the ego, in steps of 0.1 s, and whole simulated drives."""
+"""Traffic around the ego, in steps of 0.1 s, and whole simulated drives."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
 from eval_nuscenes.world import expert
-from eval_nuscenes.world.expert import Conflict, Ego, Gate, Neighbour, Route, Surroundings, Walker
-from eval_nuscenes.world.roads import DrivingPath, Passage, lane_names, road_map, squared_distances
-from eval_nuscenes.world.scene import ActorState, EgoPose, Points, Scene, WorldState
-from eval_nuscenes.world.storyline import KINDS, Storyline, draw_kind, tell
+from eval_nuscenes.world.drive import AMBER_S, GONE, Drive, Moment, View
+from eval_nuscenes.world.expert import Neighbour, Surroundings
+from eval_nuscenes.world.roads import lane_names, road_map
+from eval_nuscenes.world.scene import ActorState, EgoPose, Scene, WorldState
+from eval_nuscenes.world.storyline import KINDS, VehicleRole, draw_kind, tell
 from vla_autoprune.errors import InputError
-from vla_autoprune.frame import Command
-
-__all__ = ["KINDS", "Drive", "Moment", "simulate_scene"]
 
 LOCATIONS = ("singapore-onenorth", "singapore-hollandvillage", "singapore-queenstown", "boston-seaport")
 LONGEST_DRIVE_S = 60.0
-AMBER_S = 3.0
-RED_AMBER_S = 2.0
 
-_FAR_M = 9.0
-"""Beyond this from the route a vehicle does not concern the ego."""
-_NOWHERE = 99.0
-_GONE = -1e6
-"""Place of a vehicle that has left its stream."""
-_CROSSROAD_GREEN_DELAY_S = 4.0
+_ACCELERATION_MPS2 = 1.8
+_LAG_S = 0.6
+_WORTH_STOPPING_MPS2 = 5.5
+"""Who would have to brake harder than this at a closed stop line goes on."""
+_GIVES_WAY_S = 4.5
+_ROOM_TO_GET_BACK_M = 17.0
 _BRAKE_LIGHTS_MPS2 = -0.4
-
-
-@dataclass
-class Moment:
-    """Everything that changes during a drive. Lists are by vehicle, walker or junction."""
-
-    time_s: float
-    ego: Ego
-    along: list[float]
-    speed: list[float]
-    acceleration: list[float]
-    present: list[bool]
-    stopped_until: list[float]
-    """Of a vehicle's one stop: infinite before, the time it ends once it stands."""
-    walked: list[float]
-    walking: list[bool]
-    amber_at: list[float]
-    green_at: list[float]
-
-    def copy(self) -> Moment:
-        """An independent one."""
-        return replace(
-            self,
-            along=self.along.copy(),
-            speed=self.speed.copy(),
-            acceleration=self.acceleration.copy(),
-            present=self.present.copy(),
-            stopped_until=self.stopped_until.copy(),
-            walked=self.walked.copy(),
-            walking=self.walking.copy(),
-            amber_at=self.amber_at.copy(),
-            green_at=self.green_at.copy(),
-        )
-
-
-@dataclass(frozen=True)
-class View:
-    """A route together with what it has to do with every stream."""
-
-    route: Route
-    along: list[list[float]]
-    """Per stream and metre: the nearest place on the route."""
-    beside: list[list[float]]
-    """Per stream and metre: metres to the left of the route; _NOWHERE if far."""
-    conflicts: list[list[Conflict]]
-    """Per stream."""
-    walkers: tuple[int, ...]
-    """Those who cross this route."""
-
-
-class Drive:
-    """A storyline made ready to be played: speed profiles, stops and conflicts worked out."""
-
-    def __init__(self, story: Storyline) -> None:
-        self.story = story
-        network = story.network
-        self._profiles: list[list[float]] = []
-        self._stops: list[list[tuple[float, float, int, int]]] = []
-        for stream in story.streams:
-            path = stream.driving_path
-            self._profiles.append(expert.speed_profile(path, network))
-            stops = []
-            for passage in path.passages:
-                junction = network.junctions[passage.junction]
-                side = self._side(path, passage.stop_m, passage.junction)
-                stops.append((passage.stop_m, passage.exit_m, passage.junction, side))
-            self._stops.append(sorted(stops))
-        self._walker_stops = [self._walkers_on(stream.driving_path) for stream in story.streams]
-        self._rivals = self._find_rivals()
-        self._half_lengths = [story.actors[role.actor].length_m / 2 for role in story.vehicles]
-        self._half_widths = [story.actors[role.actor].width_m / 2 for role in story.vehicles]
-
-    @cached_property
-    def view(self) -> View:
-        """Of the storyline's own route."""
-        return self.view_of(self.story.route)
-
-    def alternative(self, moment: Moment, turn: Command) -> View | None:
-        """The view along the route that takes another turn at the junction ahead; None where there is none."""
-        story = self.story
-        front = moment.ego.along_m + expert.FRONT_M
-        ahead = [passage for passage in story.route.passages if passage.stop_m > front]
-        if not ahead or ahead[0].turn is turn or moment.ego.move.after_m != 0.0:
-            return None
-        passage = ahead[0]
-        stretch = [s for s in story.route.stretches if s.start_m <= front][-1]
-        lanes = story.network.roads[stretch.road].lanes
-        if (turn is Command.LEFT and stretch.lane != lanes - 1) or (turn is Command.RIGHT and stretch.lane != 0):
-            return None
-        done = [entry for entry in story.turns if entry[0] < passage.junction]
-        new = [] if turn is Command.STRAIGHT else [(passage.junction, turn, 0)]
-        path = story.network.follow((0, 1, story.start_lane), 0, done + new, 1000.0)
-        return self.view_of(path, passage.enter_m)
-
-    def view_of(self, path: DrivingPath, until_m: float = math.inf) -> View:
-        """Work out what a route has to do with the streams.
-
-        Args:
-            path: the route.
-            until_m: parked vehicles and pedestrians of the storyline count up to here.
-        """
-        story, network = self.story, self.story.network
-        along, beside = self._projections(path)
-        conflicts: list[list[Conflict]] = [[] for _ in story.streams]
-        gates = []
-        for passage in path.passages:
-            junction = network.junctions[passage.junction]
-            side = self._side(path, passage.stop_m, passage.junction)
-            here = []
-            for number, stream in enumerate(story.streams):
-                if stream.shares_lane:
-                    continue
-                conflict = self._conflict(number, path, passage, side, along[number], beside[number])
-                if conflict is not None:
-                    here.append(conflict)
-                    conflicts[number].append(conflict)
-            gates.append(
-                Gate(
-                    passage.junction,
-                    passage.turn,
-                    junction.control,
-                    side,
-                    passage.stop_m,
-                    passage.enter_m,
-                    passage.exit_m,
-                    tuple(here),
-                )
-            )
-        left_lane = []
-        for stretch in path.stretches:
-            if stretch.lane + 1 < network.roads[stretch.road].lanes:
-                cuts = [p for p in path.passages if stretch.start_m - 1 <= p.stop_m <= stretch.end_m]
-                begin = stretch.start_m
-                for passage in cuts:
-                    left_lane.append((begin, passage.stop_m))
-                    begin = passage.exit_m
-                left_lane.append((begin, stretch.end_m))
-        route = Route(
-            path,
-            expert.speed_profile(path, network),
-            tuple(gates),
-            tuple(obstacle for obstacle in story.obstacles() if obstacle.begin_m < until_m),
-            tuple(left_lane),
-        )
-        walkers = tuple(
-            number
-            for number, role in enumerate(story.walkers)
-            if role.along_m is not None and role.along_m < until_m
-        )
-        return View(route, along, beside, conflicts, walkers)
-
-    def begin(self) -> Moment:
-        """The start of the drive."""
-        story = self.story
-        limit = self.view.route.allowed_mps[int(story.start_m)]
-        ego = Ego(story.start_m, min(story.start_speed_mps, limit), 0.0)
-        moment = Moment(
-            0.0,
-            ego,
-            [role.start_m for role in story.vehicles],
-            [role.speed_mps for role in story.vehicles],
-            [0.0] * len(story.vehicles),
-            [role.appears_m <= story.start_m for role in story.vehicles],
-            [math.inf] * len(story.vehicles),
-            [0.0] * len(story.walkers),
-            [role.starts_within_m == math.inf for role in story.walkers],
-            [-100.0 if light and light.starts == "red" else math.inf for light in story.lights],
-            [math.inf] * len(story.lights),
-        )
-        for other in self.surroundings(self.view, moment, ego).neighbours:
-            if abs(other.beside_m) < 2.4 and abs(other.along_m - ego.along_m) < 4.0 + other.half_length_m:
-                moment.present[other.vehicle] = False
-                moment.along[other.vehicle] = _GONE
-        moment.ego = self.at_safe_speed(self.view, moment, ego)
-        return moment
-
-    def at_safe_speed(self, view: View, moment: Moment, ego: Ego) -> Ego:
-        """The ego, slowed down until it need not brake hard from here."""
-        seen = self.surroundings(view, moment, ego)
-        return replace(ego, speed_mps=expert.comfortable_speed(view.route, ego, seen))
-
-    def surroundings(self, view: View, moment: Moment, ego: Ego) -> Surroundings:
-        """What there is to be seen of everything that moves."""
-        story = self.story
-        neighbours: list[Neighbour] = []
-        streams: list[list[tuple[float, float, float]]] = [[] for _ in story.streams]
-        for number, role in enumerate(story.vehicles):
-            if not moment.present[number]:
-                continue
-            place = moment.along[number]
-            index = min(int(place), len(view.beside[role.stream]) - 2)
-            half_length, speed = self._half_lengths[number], moment.speed[number]
-            streams[role.stream].append((place, half_length, speed))
-            beside = view.beside[role.stream]
-            if beside[index] == _NOWHERE or beside[index + 1] == _NOWHERE:
-                continue
-            along = view.along[role.stream]
-            slope = along[index + 1] - along[index]
-            here = along[index] + (place - index) * slope
-            if abs(here - ego.along_m) < 110.0:
-                neighbours.append(
-                    Neighbour(
-                        number,
-                        here,
-                        beside[index],
-                        speed * slope,
-                        half_length,
-                        self._half_widths[number],
-                        role.is_slow,
-                    )
-                )
-        walkers = []
-        for number in view.walkers:
-            walker = story.walkers[number]
-            if walker.along_m is not None and moment.walked[number] < walker.length_m:
-                walked = moment.walked[number] if walker.heads_left else -moment.walked[number]
-                walkers.append(Walker(walker.along_m, walker.beside_m + walked, walker.heads_left))
-        colours = [self.light_colours(moment, number) for number in range(len(story.lights))]
-        return Surroundings(neighbours, walkers, colours, streams)
-
-    def light_colours(self, moment: Moment, junction: int) -> tuple[str, str]:
-        """What a junction's lights show to the route's road and to the other one; empty without lights."""
-        if self.story.lights[junction] is None:
-            return "", ""
-        now, amber, green = moment.time_s, moment.amber_at[junction], moment.green_at[junction]
-        if now >= green:
-            return "green", "red"
-        if now >= green - RED_AMBER_S:
-            return "red_amber", "red"
-        red = amber + AMBER_S
-        if now < amber:
-            return "green", "red"
-        if now < red:
-            return "amber", "red"
-        if now >= green - RED_AMBER_S - AMBER_S:
-            return "red", "amber"
-        return "red", "green" if now >= amber + _CROSSROAD_GREEN_DELAY_S else "red"
-
-    def advance(self, view: View, moment: Moment) -> None:
-        """Play STEP_S of the drive, the ego following the view's route."""
-        ego = moment.ego
-        seen = self.surroundings(view, moment, ego)
-        moment.ego = expert.step(view.route, ego, seen)
-        self._move_vehicles(view, moment, ego, seen)
-        self._move_walkers(moment, ego)
-        self._change_lights(view, moment, ego)
-        moment.time_s += expert.STEP_S
-
-    def _side(self, path: DrivingPath, along: float, junction: int) -> int:
-        road = [s.road for s in path.stretches if s.start_m <= along + 0.01][-1]
-        return self.story.network.junctions[junction].side(road)
-
-    def _walkers_on(self, path: DrivingPath) -> list[tuple[float, int]]:
-        """Where a stream has to stop for which crossing pedestrian."""
-        found = []
-        for number, role in enumerate(self.story.walkers):
-            if role.along_m is None:
-                continue
-            reach = role.length_m / 2
-            middle = (
-                role.start[0] + reach * math.cos(role.heading),
-                role.start[1] + reach * math.sin(role.heading),
-            )
-            away = path.path.points - middle
-            distances = np.hypot(away[:, 0], away[:, 1])
-            nearest = int(distances.argmin())
-            if distances[nearest] < reach:
-                found.append((nearest - 3.0, number))
-        return found
-
-    def _find_rivals(self) -> list[list[tuple[int, float, float, float]]]:
-        """Per vehicle, the vehicles that may be ahead of it in its lane.
-
-        Entries are the vehicle, what to add to its place to get the follower's coordinates, and between which of its
-        own places it is in the follower's way. Of the same stream there is only the next one ahead.
-        """
-        story = self.story
-        shared = {
-            (one, other): self._shared_lane(one, other)
-            for one in range(len(story.streams))
-            for other in range(len(story.streams))
-            if one != other
-        }
-        rivals: list[list[tuple[int, float, float, float]]] = []
-        for number, role in enumerate(story.vehicles):
-            ahead = [
-                (other.start_m, -index)
-                for index, other in enumerate(story.vehicles)
-                if other.stream == role.stream and (other.start_m, -index) > (role.start_m, -number)
-            ]
-            found = [(-min(ahead)[1], 0.0, -math.inf, math.inf)] if ahead else []
-            for index, other in enumerate(story.vehicles):
-                place = shared.get((role.stream, other.stream))
-                if place is not None:
-                    found.append((index, *place))
-            rivals.append(found)
-        return rivals
-
-    def _shared_lane(self, one: int, other: int) -> tuple[float, float, float] | None:
-        """What to add to the other stream's places, and between which of them both run in one lane, if anywhere."""
-        path, other_path = self.story.streams[one].driving_path, self.story.streams[other].driving_path
-        pairs = [
-            (stretch, candidate)
-            for stretch in path.stretches
-            for candidate in other_path.stretches
-            if (stretch.road, stretch.direction, stretch.lane)
-            == (candidate.road, candidate.direction, candidate.lane)
-        ]
-        if not pairs:
-            return None
-        stretch, candidate = pairs[0]
-        until = pairs[-1][1].end_m + 5.0
-        # Both begin somewhere on the lane; it is shared from the later beginning.
-        points, other_points = path.path.points, other_path.path.points
-        begin = min(int(candidate.start_m) + 1, len(other_points) - 1)
-        place, distance = _nearest(points, other_points[begin])
-        if distance < 2.0 and place >= int(stretch.start_m):
-            return place - begin, candidate.start_m, until
-        begin = min(int(stretch.start_m) + 1, len(points) - 1)
-        place, distance = _nearest(other_points, points[begin])
-        return (begin - place, place - 1.0, until) if distance < 2.0 else None
-
-    def _projections(self, path: DrivingPath) -> tuple[list[list[float]], list[list[float]]]:
-        """Every stream's points in the coordinates of a route."""
-        paths = [stream.driving_path.path.points for stream in self.story.streams]
-        if not paths:
-            return [], []
-        points = np.concatenate(paths)
-        route, heading = path.path.points, path.path.heading
-        # Distances grow slowly: every fourth point finds the neighbourhood, and stepping along the tangent the place.
-        rough = 4 * squared_distances(points[::4], route[::4]).argmin(axis=1)
-        nearest = np.repeat(rough, 4)[: len(points)]
-        cos, sin = np.cos(heading), np.sin(heading)
-        for _ in range(3):
-            away = points - route[nearest]
-            ahead = away[:, 0] * cos[nearest] + away[:, 1] * sin[nearest]
-            nearest = np.clip(nearest + np.rint(ahead).astype(np.int64), 0, len(route) - 1)
-        away = points - route[nearest]
-        ahead = away[:, 0] * cos[nearest] + away[:, 1] * sin[nearest]
-        left = away[:, 1] * cos[nearest] - away[:, 0] * sin[nearest]
-        left[(np.abs(left) > _FAR_M) | (np.abs(ahead) > 2.0)] = _NOWHERE
-        cuts = np.cumsum([len(points) for points in paths])[:-1]
-        along = [part.tolist() for part in np.split(nearest + ahead, cuts)]
-        return along, [part.tolist() for part in np.split(left, cuts)]
-
-    def _conflict(
-        self,
-        number: int,
-        path: DrivingPath,
-        passage: Passage,
-        side: int,
-        along: list[float],
-        beside: list[float],
-    ) -> Conflict | None:
-        """Where a stream meets the route inside a junction."""
-        story = self.story
-        stream = story.streams[number].driving_path
-        crossing = [p for p in stream.passages if p.junction == passage.junction]
-        if not crossing:
-            return None
-        first, last = int(crossing[0].enter_m) - 2, int(crossing[0].exit_m) + 8
-        touched = [
-            index
-            for index in range(max(first, 0), min(last, len(beside)))
-            if abs(beside[index]) < 2.3 and passage.enter_m - 4.0 < along[index] < passage.exit_m + 6.0
-        ]
-        if not touched:
-            return None
-        stream_side = self._side(stream, crossing[0].stop_m, passage.junction)
-        control = story.network.junctions[passage.junction].control
-        if stream_side != side:
-            has_priority = control == "yield"
-        else:
-            if abs(beside[max(int(crossing[0].stop_m), 0)]) < 6.0 and along[touched[-1]] > along[touched[0]] and (
-                along[int(crossing[0].stop_m)] < passage.enter_m
-            ):
-                return None  # it goes the same way
-            has_priority = passage.turn is Command.LEFT
-        places = [along[index] for index in touched]
-        return Conflict(
-            number,
-            touched[0] - 0.5,
-            min(touched[-1], touched[0] + 12) + 0.5,
-            min(places) - 0.5,
-            max(places) + 0.5,
-            has_priority,
-        )
-
-    def _move_vehicles(self, view: View, moment: Moment, ego: Ego, seen: Surroundings) -> None:
-        story = self.story
-        busy = self._busy(view, moment, ego)
-        ego_beside, _ = ego.move.at(ego.along_m)
-        ego_front, ego_rear = ego.along_m + expert.FRONT_M, ego.along_m - expert.REAR_M
-        before = moment.along.copy()
-        speeds = moment.speed.copy()
-        places = {other.vehicle: other for other in seen.neighbours}
-        for number, role in enumerate(story.vehicles):
-            if not moment.present[number]:
-                clear = all(
-                    not moment.present[rival] or abs(before[rival] + shift - role.start_m) > 12.0
-                    for rival, shift, _, _ in self._rivals[number]
-                )
-                if role.appears_m <= ego.along_m and clear and before[number] != _GONE:
-                    moment.present[number] = True
-                continue
-            place, speed = before[number], speeds[number]
-            profile = self._profiles[role.stream]
-            if place > len(profile) - 4:
-                moment.present[number] = False
-                moment.along[number] = _GONE
-                continue
-            half = self._half_lengths[number]
-            front = place + half
-            goal = min(role.wished_mps, profile[min(int(place + 0.6 * speed), len(profile) - 1)])
-            if speed <= goal:
-                ratio = speed / goal
-                wanted = 1.8 * (1.0 - ratio * ratio * ratio * ratio)
-            else:
-                wanted = max((goal - speed) / 0.6, -4.0)
-            for rival, shift, begin, until in self._rivals[number]:
-                there = before[rival]
-                if not 0.0 < there + shift - place < 70.0 or there < begin or there > until:
-                    continue
-                gap = there + shift - self._half_lengths[rival] - front
-                if gap > -3.0 and moment.present[rival]:
-                    wanted = min(wanted, expert.follow(speed, goal, gap, speeds[rival]))
-            for stop, leave, junction, side in self._stops[role.stream]:
-                if front > stop + 1.0:
-                    continue
-                if front + 60.0 < stop:
-                    break
-                if self._closed(seen, busy, junction, side) and speed * speed <= 11.0 * max(stop - front, 0.4):
-                    wanted = min(wanted, expert.stop_before(speed, stop - front))
-            for stop, walker in self._walker_stops[role.stream]:
-                if moment.walking[walker] and moment.walked[walker] < story.walkers[walker].length_m - 1.0:
-                    if front < stop + 1.0 and speed * speed <= 11.0 * max(stop - front, 0.4):
-                        wanted = min(wanted, expert.stop_before(speed, stop - front))
-            if role.stop_m < math.inf and moment.time_s < moment.stopped_until[number]:
-                if front < role.stop_m + 1.0:
-                    wanted = min(wanted, expert.stop_before(speed, role.stop_m - front))
-                    if speed < 0.2 and moment.stopped_until[number] == math.inf and role.stop_m - front < 1.5:
-                        moment.stopped_until[number] = moment.time_s + role.stop_s
-            other = places.get(number)
-            if other is not None:
-                gap = ego_rear - other.along_m - half
-                aside = abs(other.beside_m - ego_beside)
-                if other.speed_mps >= 0.0 and aside < other.half_width_m + 1.1 and ego.along_m > other.along_m:
-                    wanted = min(wanted, expert.follow(speed, goal, gap, ego.speed_mps))
-                elif other.speed_mps < -0.5 and aside < other.half_width_m + 1.1 and other.along_m > ego.along_m:
-                    ahead = other.along_m - half - ego_front
-                    wanted = min(wanted, expert.stop_before(speed, ahead / 2))
-            for conflict in view.conflicts[role.stream]:
-                if (
-                    ego_front > conflict.enter_m - 0.5
-                    and ego_rear < conflict.leave_m + 0.5
-                    and front < conflict.stream_enter_m + 1.0
-                ):
-                    wanted = min(wanted, expert.stop_before(speed, conflict.stream_enter_m - 1.0 - front))
-            change = min(max(wanted - moment.acceleration[number], -1.0), 0.5)
-            acceleration = max(moment.acceleration[number] + change, -6.5)
-            new_speed = speed + acceleration * expert.STEP_S
-            if new_speed < 0.0:
-                new_speed, acceleration = 0.0, 0.0
-            moment.along[number] = place + (speed + new_speed) / 2 * expert.STEP_S
-            moment.speed[number] = new_speed
-            moment.acceleration[number] = acceleration
-
-    def _closed(self, seen: Surroundings, busy: list[list[bool]], junction: int, side: int) -> bool:
-        colour = seen.light_colours[junction][side]
-        if colour:
-            return colour != "green"
-        control = self.story.network.junctions[junction].control
-        gives_way = side == 0 if control == "yield" else side == 1
-        return gives_way and busy[junction][1 - side]
-
-    def _busy(self, view: View, moment: Moment, ego: Ego) -> list[list[bool]]:
-        """Per junction without lights and side: whether traffic is in it or about to be."""
-        busy = [[False, False] for _ in self.story.lights]
-        for number, role in enumerate(self.story.vehicles):
-            if moment.present[number]:
-                place = moment.along[number]
-                for stop, leave, junction, side in self._stops[role.stream]:
-                    if place >= leave + 4.0:
-                        continue
-                    if place <= stop - 4.5 * moment.speed[number] - 2.0:
-                        break
-                    busy[junction][side] = True
-        for gate in view.route.gates:
-            if gate.stop_m - 4.5 * ego.speed_mps - 6.0 < ego.along_m < gate.exit_m + 4.0:
-                busy[gate.junction][gate.side] = True
-        return busy
-
-    def _move_walkers(self, moment: Moment, ego: Ego) -> None:
-        for number, role in enumerate(self.story.walkers):
-            if moment.walking[number]:
-                if moment.walked[number] < role.length_m:
-                    moment.walked[number] += role.speed_mps * expert.STEP_S
-            elif role.along_m is not None:
-                gap = role.along_m - ego.along_m - expert.FRONT_M
-                # Never into the path of someone who could not stop comfortably any more.
-                if -2.0 < gap < role.starts_within_m and ego.speed_mps**2 < 7.0 * max(gap - 3.0, 0.5):
-                    moment.walking[number] = not self._someone_close(moment, number)
-
-    def _someone_close(self, moment: Moment, walker: int) -> bool:
-        """Whether a vehicle could not stop for a pedestrian who began to cross now."""
-        for number, role in enumerate(self.story.vehicles):
-            if not moment.present[number]:
-                continue
-            front = moment.along[number] + self._half_lengths[number]
-            for stop, crossed in self._walker_stops[role.stream]:
-                if crossed == walker and -9.0 < stop - front < moment.speed[number] ** 2 / 6.0 + 0.5:
-                    return True
-        return False
-
-    def _change_lights(self, view: View, moment: Moment, ego: Ego) -> None:
-        for gate in view.route.gates:
-            programme = self.story.lights[gate.junction]
-            gap = gate.stop_m - ego.along_m - expert.FRONT_M
-            if programme is None or gap < -1.0:
-                continue
-            junction = gate.junction
-            near = gap < programme.changes_within_m or (ego.speed_mps < 0.5 and gap < 40.0)
-            if programme.starts == "red" and moment.green_at[junction] == math.inf and near:
-                moment.green_at[junction] = moment.time_s + programme.hold_s
-            elif (
-                programme.starts == "green"
-                and moment.amber_at[junction] == math.inf
-                and programme.changes_within_m > 0.0
-                and gap < programme.changes_within_m
-                and ego.speed_mps**2 < 5.0 * max(gap, 0.1)
-            ):
-                moment.amber_at[junction] = moment.time_s
-                moment.green_at[junction] = moment.time_s + AMBER_S + programme.hold_s
-            break
-
-
-def _nearest(points: Points, spot: Points) -> tuple[int, float]:
-    """Index of the point nearest to a spot, and the distance."""
-    away = points - spot
-    squared = np.einsum("ij,ij->i", away, away)
-    index = int(squared.argmin())
-    return index, math.sqrt(squared[index])
-
-
-def world_state(drive: Drive, view: View, moment: Moment) -> WorldState:
-    """The moment as a record, in world coordinates."""
-    ego, network = moment.ego, drive.story.network
-    x, y, heading = view.route.pose(ego)
-    yaw_rate = ego.speed_mps * view.route.path_curvature(ego)
-    lights = []
-    for number, junction in enumerate(network.junctions):
-        if junction.control == "signal":
-            colours = drive.light_colours(moment, number)
-            lights += [colours[junction.side(road)] for road, _ in junction.arms()]
-    return WorldState(
-        moment.time_s,
-        EgoPose(x, y, heading, ego.speed_mps, ego.acceleration_mps2, yaw_rate),
-        actor_states(drive, moment),
-        tuple(lights),
-        view.route.command(ego.along_m),
-    )
 
 
 def simulate_scene(name: str, seed: int, duration_s: float = 20.0, kind: str | None = None) -> Scene:
@@ -620,7 +53,7 @@ def simulate_scene(name: str, seed: int, duration_s: float = 20.0, kind: str | N
     view, moment = drive.view, drive.begin()
     states = [world_state(drive, view, moment)]
     for _ in range(round(duration_s / expert.STEP_S)):
-        drive.advance(view, moment)
+        advance(drive, view, moment)
         states.append(world_state(drive, view, moment))
     story = drive.story
     return Scene(
@@ -634,6 +67,228 @@ def simulate_scene(name: str, seed: int, duration_s: float = 20.0, kind: str | N
         route=lane_names(story.network, story.route),
         daylight=story.daylight,
         haze=story.haze,
+    )
+
+
+def advance(drive: Drive, view: View, moment: Moment) -> None:
+    """Play expert.STEP_S of a drive, the ego following the view's route."""
+    before = moment.copy()
+    seen = drive.surroundings(view, before, before.ego)
+    moment.ego = expert.step(view.route, before.ego, seen)
+    _move_vehicles(drive, view, before, moment, seen)
+    _move_walkers(drive, before, moment)
+    _change_lights(drive, view, before, moment)
+    moment.time_s += expert.STEP_S
+
+
+def _move_vehicles(drive: Drive, view: View, before: Moment, moment: Moment, seen: Surroundings) -> None:
+    """Move vehicles from `before` to `moment`."""
+    busy = _busy(drive, view, before)
+    near_route = {other.vehicle: other for other in seen.neighbours}
+    for number, role in enumerate(drive.story.vehicles):
+        place, speed = before.along[number], before.speed[number]
+        if not before.present[number]:
+            moment.present[number] = (
+                place != GONE and role.appears_m <= before.ego.along_m and _can_appear(drive, before, number)
+            )
+            continue
+        profile = drive.profiles[role.stream]
+        if place > len(profile) - 4:
+            moment.present[number], moment.along[number] = False, GONE
+            continue
+        goal = min(role.wished_mps, profile[min(int(place + _LAG_S * speed), len(profile) - 1)])
+        wanted = min(
+            _free(speed, goal),
+            _behind_others(drive, before, number, goal),
+            _at_stops(drive, before, number, role, seen, busy),
+            _for_ego(drive, view, before, number, role, near_route.get(number), goal),
+        )
+        if before.time_s < before.stopped_until[number] and place < role.stop_m:
+            gap = role.stop_m - place
+            wanted = min(wanted, expert.stop_before(speed, gap))
+            if speed < 0.2 and gap < 1.5 and before.stopped_until[number] == math.inf:
+                moment.stopped_until[number] = before.time_s + role.stop_s
+        acceleration = before.acceleration[number]
+        acceleration = max(acceleration + min(max(wanted - acceleration, -1.0), 0.5), -6.5)
+        new_speed = speed + acceleration * expert.STEP_S
+        if new_speed < 0.0:
+            new_speed, acceleration = 0.0, 0.0
+        moment.along[number] = place + (speed + new_speed) / 2 * expert.STEP_S
+        moment.speed[number] = new_speed
+        moment.acceleration[number] = acceleration
+
+
+def _can_appear(drive: Drive, moment: Moment, number: int) -> bool:
+    start = drive.story.vehicles[number].start_m
+    return all(
+        not moment.present[rival] or abs(moment.along[rival] + shift - start) > 12.0
+        for rival, shift, _, _ in drive.rivals[number]
+    )
+
+
+def _free(speed: float, goal: float) -> float:
+    if speed > goal:
+        return max((goal - speed) / _LAG_S, -4.0)
+    ratio = speed / goal
+    return _ACCELERATION_MPS2 * (1.0 - ratio * ratio * ratio * ratio)
+
+
+def _behind_others(drive: Drive, moment: Moment, number: int, goal: float) -> float:
+    """Acceleration behind the vehicles ahead in the same lane."""
+    wanted = math.inf
+    place, half_length = moment.along[number], drive.half_lengths[number]
+    for rival, shift, begin, until in drive.rivals[number]:
+        there = moment.along[rival]
+        ahead = there + shift - place
+        if 0.0 < ahead < 70.0 and begin <= there <= until and moment.present[rival]:
+            gap = ahead - drive.half_lengths[rival] - half_length
+            if gap > -3.0:
+                follow = expert.follow(moment.speed[number], goal, gap, moment.speed[rival])
+                wanted = min(wanted, follow)
+    return wanted
+
+
+def _at_stops(
+    drive: Drive, moment: Moment, number: int, role: VehicleRole, seen: Surroundings, busy: list[list[bool]]
+) -> float:
+    """Acceleration before closed junctions and before pedestrians on a crossing."""
+    wanted = math.inf
+    speed = moment.speed[number]
+    front = moment.along[number] + drive.half_lengths[number]
+    for stop, _, junction, side in drive.stops[role.stream]:
+        gap = stop - front
+        if gap < -1.0:
+            continue
+        if gap > 60.0:
+            break
+        in_time = speed * speed <= 2.0 * _WORTH_STOPPING_MPS2 * max(gap, 0.4)
+        if in_time and _is_closed(drive, seen, busy, junction, side):
+            wanted = min(wanted, expert.stop_before(speed, gap))
+    for stop, walker in drive.walker_stops[role.stream]:
+        gap = stop - front
+        on_the_road = 0.0 < moment.walked[walker] < drive.story.walkers[walker].length_m - 1.0
+        if on_the_road and gap > -1.0 and speed * speed <= 2.0 * _WORTH_STOPPING_MPS2 * max(gap, 0.4):
+            wanted = min(wanted, expert.stop_before(speed, gap))
+    return wanted
+
+
+def _for_ego(
+    drive: Drive,
+    view: View,
+    moment: Moment,
+    number: int,
+    role: VehicleRole,
+    here: Neighbour | None,
+    goal: float,
+) -> float:
+    """Acceleration because of the ego: behind it, towards it on the wrong side, where it is in a junction."""
+    wanted = math.inf
+    ego, speed, half_length = moment.ego, moment.speed[number], drive.half_lengths[number]
+    ego_front, ego_rear = ego.along_m + expert.FRONT_M, ego.along_m - expert.REAR_M
+    if here is not None:
+        ego_beside, _ = ego.move.at(ego.along_m)
+        in_line = abs(here.beside_m - ego_beside) < here.half_width_m + expert.HALF_WIDTH_M + 0.2
+        if in_line and here.speed_mps >= 0.0 and ego.along_m > here.along_m:
+            wanted = expert.follow(speed, goal, ego_rear - here.along_m - half_length, ego.speed_mps)
+        elif in_line and here.speed_mps < -0.5 and here.along_m > ego.along_m:
+            # The ego is on the wrong side of the road: leave it room to get back.
+            back = ego_front if ego.passing_m is None else max(ego.passing_m, ego_front)
+            gap = here.along_m - half_length - back - _ROOM_TO_GET_BACK_M
+            wanted = expert.stop_before(speed, gap)
+    front = moment.along[number] + half_length
+    for conflict in view.conflicts[role.stream]:
+        inside = ego_front > conflict.enter_m - 0.5 and ego_rear < conflict.leave_m + 0.5
+        if inside and front < conflict.stream_enter_m + 1.0:
+            wanted = min(wanted, expert.stop_before(speed, conflict.stream_enter_m - 1.0 - front))
+    return wanted
+
+
+def _is_closed(drive: Drive, seen: Surroundings, busy: list[list[bool]], junction: int, side: int) -> bool:
+    """Whether traffic that comes along this side of a junction has to stop."""
+    colour = seen.light_colours[junction][side]
+    if colour:
+        return colour != "green"
+    control = drive.story.network.junctions[junction].control
+    gives_way = side == 0 if control == "yield" else side == 1
+    return gives_way and busy[junction][1 - side]
+
+
+def _busy(drive: Drive, view: View, moment: Moment) -> list[list[bool]]:
+    """Per junction and side: whether traffic is in it or about to be."""
+    busy = [[False, False] for _ in drive.story.lights]
+    for number, role in enumerate(drive.story.vehicles):
+        if moment.present[number]:
+            place, reach = moment.along[number], _GIVES_WAY_S * moment.speed[number] + 2.0
+            for stop, leave, junction, side in drive.stops[role.stream]:
+                if place <= stop - reach:
+                    break
+                if place < leave + 4.0:
+                    busy[junction][side] = True
+    ego = moment.ego
+    for gate in view.route.gates:
+        if gate.stop_m - _GIVES_WAY_S * ego.speed_mps - 6.0 < ego.along_m < gate.exit_m + 4.0:
+            busy[gate.junction][gate.side] = True
+    return busy
+
+
+def _move_walkers(drive: Drive, before: Moment, moment: Moment) -> None:
+    ego = before.ego
+    for number, role in enumerate(drive.story.walkers):
+        if before.walking[number]:
+            if before.walked[number] < role.length_m:
+                moment.walked[number] += role.speed_mps * expert.STEP_S
+        elif role.along_m is not None:
+            gap = role.along_m - ego.along_m - expert.FRONT_M
+            # Never into the path of someone who could not stop comfortably any more.
+            if -2.0 < gap < role.starts_within_m and ego.speed_mps**2 < 7.0 * max(gap - 3.0, 0.5):
+                moment.walking[number] = not _someone_close(drive, before, number)
+
+
+def _someone_close(drive: Drive, moment: Moment, walker: int) -> bool:
+    """Whether a vehicle could not stop for a pedestrian who began to cross now."""
+    for number, role in enumerate(drive.story.vehicles):
+        if moment.present[number]:
+            front = moment.along[number] + drive.half_lengths[number]
+            for stop, crossed in drive.walker_stops[role.stream]:
+                if crossed == walker and -9.0 < stop - front < moment.speed[number] ** 2 / 6.0 + 0.5:
+                    return True
+    return False
+
+
+def _change_lights(drive: Drive, view: View, before: Moment, moment: Moment) -> None:
+    """Set when the lights of the ego's next junction will change, once the ego is near enough."""
+    ego, now = before.ego, before.time_s
+    gate = next((g for g in view.route.gates if g.stop_m - ego.along_m - expert.FRONT_M >= -1.0), None)
+    programme = drive.story.lights[gate.junction] if gate is not None else None
+    if gate is None or programme is None:
+        return
+    junction, gap = gate.junction, gate.stop_m - ego.along_m - expert.FRONT_M
+    near = gap < programme.changes_within_m
+    if programme.starts == "red":
+        waits = ego.speed_mps < 0.5 and gap < 40.0
+        if before.green_at[junction] == math.inf and (near or waits):
+            moment.green_at[junction] = now + programme.hold_s
+    elif before.amber_at[junction] == math.inf and near and ego.speed_mps**2 < 5.0 * max(gap, 0.1):
+        moment.amber_at[junction] = now
+        moment.green_at[junction] = now + AMBER_S + programme.hold_s
+
+
+def world_state(drive: Drive, view: View, moment: Moment) -> WorldState:
+    """The moment as a record, in world coordinates."""
+    ego, network = moment.ego, drive.story.network
+    x, y, heading = view.route.pose(ego)
+    yaw_rate = ego.speed_mps * view.route.path_curvature(ego)
+    lights = []
+    for number, junction in enumerate(network.junctions):
+        if junction.control == "signal":
+            colours = drive.light_colours(moment, number)
+            lights += [colours[junction.side(road)] for road, _ in junction.arms()]
+    return WorldState(
+        moment.time_s,
+        EgoPose(x, y, heading, ego.speed_mps, ego.acceleration_mps2, yaw_rate),
+        actor_states(drive, moment),
+        tuple(lights),
+        view.route.command(ego.along_m),
     )
 
 
