@@ -703,6 +703,11 @@ def _with_noise(images: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     return noisy
 
 
+def noise_seed(scene_seed: int, state_index: int) -> int:
+    """Of the sensor noise in the images of one state."""
+    return scene_seed * 1009 + state_index
+
+
 def render_cameras(scene: Scene, state_index: int, rig: Rig, width: int, height: int) -> dict[str, Image]:
     """What the cameras see at one state of a scene.
 
@@ -725,5 +730,7 @@ def render_with_labels(
 ) -> tuple[dict[str, Image], dict[str, NDArray[np.uint8]]]:
     """The images, and for each what its pixels show: [height * k, width * k] values as LABELS explains."""
     renderer = Renderer(scene.map, scene.actors, rig, width, height, scene.daylight, scene.haze)
-    images, labels = renderer.render(scene.states[state_index], noise_seed=scene.seed * 1009 + state_index)
+    images, labels = renderer.render(
+        scene.states[state_index], noise_seed=noise_seed(scene.seed, state_index)
+    )
     return dict(zip(rig.cameras, images, strict=True)), dict(zip(rig.cameras, labels, strict=True))

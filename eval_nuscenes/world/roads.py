@@ -27,6 +27,8 @@ CROSSING_SETBACK_M = 0.7
 """From the edge of the junction to its crossings."""
 STOP_SETBACK_M = 4.7
 """From the edge of the junction to its stop line."""
+LIGHT_HEIGHT_M = 3.4
+"""Of a signal's middle lamp: the upper one must stay in view of a driver who waits at the line."""
 ARM_M = 85
 """How far a road goes on after the last junction, as seen from its middle."""
 LEAD_IN_M = 60
@@ -618,7 +620,7 @@ def _light(
     piece = _piece_beside(network, road_number, edge, direction)
     return TrafficLight(
         name=f"light{junction}_{road.name}_{'f' if entering > 0 else 'b'}",
-        position=(float(x), float(y), 4.0),
+        position=(float(x), float(y), LIGHT_HEIGHT_M),
         heading=math.atan2(ahead[1], ahead[0]),
         stop_line=line,
         lanes=tuple(_lane_name(road, entering, piece, lane) for lane in range(road.lanes)),

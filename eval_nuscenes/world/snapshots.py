@@ -24,6 +24,7 @@ from eval_nuscenes.world.render import (
     RIG,
     VEHICLE_LABEL,
     Renderer,
+    noise_seed,
 )
 from eval_nuscenes.world.roads import road_map
 from eval_nuscenes.world.storyline import draw_kind, tell
@@ -55,18 +56,24 @@ def training_scene(seed: int, image_size: int = 96) -> TrainingScene:
 
     Returns:
         Six images, labels of their patches, and four queries; the first is how the ego was really driven.
+
+    Raises:
+        ValueError: image_size is not a positive multiple of 16.
     """
+    if image_size < PATCH_PIXELS or image_size % PATCH_PIXELS:
+        raise ValueError(f"image_size: {image_size} is not a positive multiple of {PATCH_PIXELS}")
     rng = np.random.default_rng(seed)
     kind = draw_kind(rng)
     drive = Drive(tell(rng, kind, DRIVE_S))
     view, moment = drive.view, drive.begin()
-    for _ in range(_STEPS_PER_WAYPOINT * int(rng.integers(_LAST_KEYFRAME + 1))):
+    index = _STEPS_PER_WAYPOINT * int(rng.integers(_LAST_KEYFRAME + 1))
+    for _ in range(index):
         advance(drive, view, moment)
     story = drive.story
     state = world_state(drive, view, moment)
     roads = road_map(story.network, with_lanes=False)
     renderer = Renderer(roads, story.actors, RIG, image_size, image_size, story.daylight, story.haze)
-    images, labels = renderer.render(state, noise_seed=seed)
+    images, labels = renderer.render(state, noise_seed=noise_seed(seed, index))
     queries = [_query(drive, view, moment)]
     other = _other_view(drive, view, moment, rng)
     while len(queries) < QUERIES_PER_SCENE:
@@ -104,6 +111,8 @@ def _label_meanings() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     for value, name in enumerate(LABELS):
         if name in PATCH_CHANNELS:
             shares[value, PATCH_CHANNELS.index(name)] = 1.0
+    shares[LABELS.index("brake_light"), PATCH_CHANNELS.index("vehicle")] = 1.0
+    shares[LABELS.index("lane_marking"), PATCH_CHANNELS.index("road")] = 1.0
     nearness = np.zeros(256)
     for name, first in (("vehicle", VEHICLE_LABEL), ("pedestrian", PEDESTRIAN_LABEL)):
         distances = np.arange(FARTHEST_LABEL_M + 1)
