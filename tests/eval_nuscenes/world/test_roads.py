@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -104,7 +105,7 @@ def test_a_turning_path_keeps_to_its_lanes_and_can_be_steered(network: Network, 
     path = network.follow((0, 1, 0), 0, [(1, Command.LEFT, 0), (2, Command.RIGHT, 0)], 60.0)
     lanes = {lane.name: lane for lane in roads.lanes}
     names = lane_names(network, path)
-    for name, after in zip(names, names[1:]):
+    for name, after in itertools.pairwise(names):
         assert after in lanes[name].successors
     centrelines = np.concatenate([lanes[name].centreline for name in names])
     for point in path.path.points[::5]:

@@ -152,8 +152,9 @@ def test_image_size_must_fit_patches() -> None:
 
 def test_training_data_needs_no_learning_or_mapping_library(repository: Path) -> None:
     code = (
-        "import sys, eval_nuscenes.world.snapshots;"
-        "print([n for n in ('torch', 'transformers', 'shapely', 'nuscenes', 'matplotlib') if n in sys.modules])"
+        "import sys, eval_nuscenes.world.snapshots\n"
+        "heavy = ('torch', 'transformers', 'shapely', 'nuscenes', 'matplotlib')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=repository, capture_output=True, check=True,

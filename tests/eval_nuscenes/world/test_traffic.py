@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 import pickle
@@ -148,7 +149,7 @@ def test_route_and_command_tell_where_the_ego_goes(drives: list[Scene]) -> None:
     turned = set()
     for scene in drives:
         lanes = {lane.name: lane for lane in scene.map.lanes}
-        for name, after in zip(scene.route, scene.route[1:]):
+        for name, after in itertools.pairwise(scene.route):
             assert after in lanes[name].successors, scene.seed
         centrelines = np.concatenate([lanes[name].centreline for name in scene.route])
         ego = ego_table(scene)
