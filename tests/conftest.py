@@ -61,6 +61,7 @@ def tiny_vla():
         distances, curvatures = (
             slice(t.start, t.stop) for t in (vla.codec.tokens_at(0), vla.codec.tokens_at(1))
         )
+        answers.normal_(std=0.3, generator=torch.Generator().manual_seed(0))  # no two words almost tie
         words[:, 0], answers[:, 0] = 3.0, 0.0
         words[distances, 0] = -3.0
         answers[distances, 0], answers[curvatures, 0] = 1.0, -1.0
@@ -69,7 +70,7 @@ def tiny_vla():
 
 @pytest.fixture(scope="session")
 def tiny_recipes(tiny_vla):
-    """Recipes for `tiny_vla`: plain, and rich in recovery, camera floors, encoder score and maximum."""
+    """Recipes for `tiny_vla`: plain, and one that merges, renumbers, fuses, and keeps floors."""
     from vla_autoprune.models.adapter import LlavaAdapter
     from vla_autoprune.recipe import Scorer, build_recipe
 
@@ -83,6 +84,7 @@ def tiny_recipes(tiny_vla):
         recovery=True,
         scorer=Scorer(reduction="max", encoder_weight=0.5),
         camera_floors={"CAM_FRONT": 6, "CAM_BACK": 2},
+        positions="compact",
         **common,
     )
     return {"plain": plain, "rich": rich}
