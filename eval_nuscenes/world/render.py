@@ -353,21 +353,22 @@ class Renderer:
         places = (upright.places - here[:2]) @ to_ego[:2, :2]
         upright_fill = _fill(self._lit(upright, places), upright.labels)
         background = _background(width, height, self._brightness)
-        images = np.empty((len(self._rig.cameras), height, width, 4), dtype=np.uint8)
-        for image, camera in zip(images, self._rig.cameras.values(), strict=True):
-            image[:] = background
+        cameras = tuple(self._rig.cameras.values())
+        images = np.empty((len(cameras), self._height, self._width, 3), dtype=np.uint8)
+        labels = np.empty((len(cameras), height, width), dtype=np.uint8)
+        for number, camera in enumerate(cameras):
+            canvas = background.copy()
             lens, turn = np.array(camera.translation), camera.ego_from_camera
             intrinsic = camera.intrinsic_at(width, height)
-            _draw(image, (ground_vertices - lens) @ turn, ground.starts, ground_fill, intrinsic)
+            _draw(canvas, (ground_vertices - lens) @ turn, ground.starts, ground_fill, intrinsic)
             away = places - lens[:2]
             nearness = -np.hypot(away[:, 0], away[:, 1])
             order = np.argsort(nearness[upright.things], kind="stable")
-            _draw(image, (upright_vertices - lens) @ turn, upright.starts, upright_fill, intrinsic, order)
-        labels = np.ascontiguousarray(images[..., 3])
-        if self._scale > 1:
-            size = (self._width, self._height)
-            images = np.stack([cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images])
-        return _with_noise(np.ascontiguousarray(images[..., :3]), noise_seed), labels
+            _draw(canvas, (upright_vertices - lens) @ turn, upright.starts, upright_fill, intrinsic, order)
+            cv2.extractChannel(canvas, 3, labels[number])
+            cv2.cvtColor(_scaled_down(canvas, self._scale), cv2.COLOR_RGBA2RGB, images[number])
+        _add_noise(images, noise_seed)
+        return images, labels
 
     def _lit(self, faces: _Faces, places: NDArray[np.float64]) -> NDArray[np.float64]:
         """Colours as daylight and haze show them."""
@@ -477,8 +478,8 @@ class Renderer:
                 triangle = np.array(
                     [
                         [*front, middle - size],
-                        [*(front - size * across), middle + 0.6 * size],
                         [*(front + size * across), middle + 0.6 * size],
+                        [*(front - size * across), middle + 0.6 * size],
                     ]
                 )
                 collector.add(triangle[None], colour, 0, things=things)
@@ -679,7 +680,15 @@ def _background(width: int, height: int, brightness: float) -> NDArray[np.uint8]
     image[: height // 2, 0, :3] = np.array(_SKY_TOP) * (1 - rows) + np.array(_SKY_LOW) * rows
     image[height // 2 :, 0, :3] = _GRASS
     image *= brightness
-    return np.broadcast_to(np.rint(image).astype(np.uint8), (height, width, 4))
+    return np.repeat(np.rint(image).astype(np.uint8), width, axis=1)
+
+
+def _scaled_down(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """The mean of each square of pixels; `factor` is odd."""
+    if factor == 1:
+        return image
+    means = cv2.blur(image, (factor, factor))
+    return np.ascontiguousarray(means[factor // 2 :: factor, factor // 2 :: factor])
 
 
 @lru_cache(maxsize=4)
@@ -690,17 +699,12 @@ def _noise(width: int, height: int) -> NDArray[np.int16]:
     return np.ascontiguousarray(tiled[: height + 255, : width + 255])
 
 
-def _with_noise(images: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+def _add_noise(images: NDArray[np.uint8], seed: int) -> None:
     count, height, width, _ = images.shape
     noise = _noise(width, height)
-    noisy = np.empty_like(images)
-    for number, (row, column) in enumerate(
-        np.random.default_rng(seed).integers(256, size=(count, 2)).tolist()
-    ):
-        cv2.add(
-            images[number], noise[row : row + height, column : column + width], noisy[number], None, cv2.CV_8U
-        )
-    return noisy
+    corners = np.random.default_rng(seed).integers(256, size=(count, 2)).tolist()
+    for image, (row, column) in zip(images, corners, strict=True):
+        cv2.add(image, noise[row : row + height, column : column + width], image, None, cv2.CV_8U)
 
 
 def noise_seed(scene_seed: int, state_index: int) -> int:

@@ -44,6 +44,8 @@ KEYFRAME_S = 0.5
 
 _STEPS_PER_WAYPOINT = round(0.5 / expert.STEP_S)
 _LAST_KEYFRAME = round((DRIVE_S - WAYPOINT_TIMES_S[-1]) / KEYFRAME_S)
+_MANY_PIXELS = 40
+"""Along a patch: from here on, every second pixel counts."""
 _OTHER_COMMAND_SHARE = 0.4
 
 
@@ -94,6 +96,8 @@ def patch_labels(labels: NDArray[np.uint8], per_side: int) -> NDArray[np.float32
         [cameras, per_side, per_side, len(PATCH_CHANNELS)] coverage; ten over the nearest actor's distance.
     """
     cameras, size, _ = labels.shape
+    if size // per_side >= _MANY_PIXELS and size // per_side % 2 == 0:
+        labels, size = labels[:, ::2, ::2], size // 2
     pixels = size // per_side
     patches = np.arange(cameras * per_side * per_side).reshape(cameras, per_side, 1, per_side, 1)
     keys = labels.reshape(cameras, per_side, pixels, per_side, pixels) + 256 * patches

@@ -156,6 +156,20 @@ def test_lamps_show_the_lights_colour_to_those_they_face(colour: str, lit: set[s
     assert shown(0.0) == set()
 
 
+def test_the_yield_sign_faces_those_who_give_way() -> None:
+    def red(heading: float) -> int:
+        # The line runs from the middle of the road to the kerb on the right of those who come from x < 0.
+        line = np.array([[0.0, 0.0], [0.0, -3.5]])
+        renderer = Renderer(replace(EMPTY, yield_lines=(line,)), (), RIG, 96, 96)
+        ego = EgoPose(-12.0 * math.cos(heading), -1.75, heading, 0.0, 0.0, 0.0)
+        images, _ = renderer.render(WorldState(0.0, ego, (), (), Command.STRAIGHT))
+        front = images[1].astype(int)
+        return int(((front[..., 0] > 150) & (front[..., 1] < 90)).sum())
+
+    assert red(0.0) > 20
+    assert red(math.pi) == 0
+
+
 def test_ground_that_reaches_behind_the_camera_is_cut_at_it() -> None:
     road = np.array([[-50.0, -4.0], [80.0, -4.0], [80.0, 4.0], [-50.0, 4.0]])
     renderer = Renderer(replace(EMPTY, road_segments=(road,)), (), RIG, 96, 96)
