@@ -36,7 +36,7 @@ _ABOUT_LATENCY = """Each point is a variant: its mean over 1, 2 and 3 s with a 9
 against the median time of a whole plan. Lower left is better. All variants planned one frame before the next,
 in turning order."""
 _ABOUT_SPLIT = """Mean milliseconds per plan. Pruning inside the decoder shortens the prefill; the rest is
-preprocessing, embedding and reading the answer."""
+preprocessing, building the prompt and reading the answer."""
 _ABOUT_RETENTION = """Visual tokens that enter each decoder layer, one curve per bucket. All curves of a
 budget have about the same mean; the frame's complexity picks which one runs."""
 _ABOUT_COMPLEXITY = """Information that stage 0 measured in each frame, coloured by the bucket the frame took.

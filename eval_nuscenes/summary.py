@@ -53,7 +53,7 @@ class Percentiles(Record):
 
 
 class Cost(Record):
-    """What a variant's plans cost, over all samples.
+    """What a variant's plans cost, over the samples where there was one.
 
     Attributes:
         visual_tokens_into_layers: mean over samples and decoder layers.
@@ -234,21 +234,15 @@ def latency_split(timings_ms: Mapping[str, float]) -> dict[str, float]:
     """Put a plan's timings under the four headings that pruning should be judged by.
 
     Args:
-        timings_ms: as in `Plan.timings_ms`.
+        timings_ms: as in `Plan.timings_ms`; steps within prefill and decode are part of these sums.
 
     Returns:
-        Milliseconds of vision, prefill (stages, selection, head), decode, and the rest of the total.
+        Milliseconds of vision, prefill (embedding, stages, selection, head), decode, and the rest of the
+        total.
     """
-    split = dict.fromkeys(STEPS_OF_A_PLAN, 0.0)
-    for name, milliseconds in timings_ms.items():
-        for heading, prefixes in _HEADINGS.items():
-            if name.startswith(prefixes):
-                split[heading] += milliseconds
-    split["rest"] = max(0.0, timings_ms.get("total", 0.0) - sum(split.values()))
+    split = {heading: timings_ms.get(heading, 0.0) for heading in STEPS_OF_A_PLAN[:-1]}
+    split["rest"] = timings_ms.get("total", 0.0) - sum(split.values())
     return split
-
-
-_HEADINGS = {"vision": ("vision",), "prefill": ("stage", "select", "head"), "decode": ("decode",)}
 
 
 def _planning(scores: Sequence[Score], full: Sequence[Score] | None, bootstrap: SceneBootstrap) -> Planning:

@@ -81,6 +81,7 @@ class PretendPlanner:
             else [visual] * LAYERS
         )
         order = generator.permutation(visual)
+        later = 9.0 * budget + generator.random()
         time.sleep(0.001 * budget)
         return Plan(
             waypoints_in_ego=np.column_stack([x, y, np.zeros(6)]),
@@ -101,7 +102,9 @@ class PretendPlanner:
                 "vision": 9.0,
                 "stage_00": 4.0,
                 "select_00": 0.1,
-                "stage_01": 9.0 * budget + generator.random(),
+                "stage_01": later,
+                "prefill": 4.1 + later,
+                "decode_stage_00": 6.0,
                 "decode": 6.0,
                 "total": 31.5 + 9.0 * budget + generator.random(),
             },

@@ -17,6 +17,8 @@ from eval_nuscenes.summary import (
     score_sample,
     summarise,
 )
+from vla_autoprune.bundle import Bundle
+from vla_autoprune.frame import CAMERAS, Command, EgoState, Frame
 
 KEY = RunKey(bundle_id="b", data_hash="d", variants=(), command_source="route", machine="box", versions={})
 CONDITIONS = Conditions(
@@ -98,16 +100,22 @@ def test_intervals_weigh_scenes_by_what_counts_and_need_two() -> None:
     assert bootstrap.mean([1.0, 1.0, 1.0], [False] * 3).mean == 0.0
 
 
-def test_latency_is_split_under_four_headings() -> None:
-    timings = {
-        "preprocess": 1.0,
-        "vision": 5.0,
-        "stage_00": 2.0,
-        "select_00": 0.5,
-        "decode": 4.0,
-        "total": 14.0,
-    }
-    assert latency_split(timings) == {"vision": 5.0, "prefill": 2.5, "decode": 4.0, "rest": 2.5}
+def test_latency_is_split_under_four_headings(stored_bundle: Bundle) -> None:
+    from engines.onnxruntime import OnnxRuntimeBackend
+    from vla_autoprune.runtime.planner import Planner
+
+    images = {name: np.zeros((90, 160, 3), dtype=np.uint8) for name in CAMERAS}
+    planner = Planner(stored_bundle, OnnxRuntimeBackend(stored_bundle, threads=1), budget=0.4)
+    timings = planner.plan(Frame(images, EgoState(5.0), Command.STRAIGHT)).timings_ms
+    split = latency_split(timings)
+    assert [split[step] for step in ("vision", "prefill", "decode")] == [
+        timings[step] for step in ("vision", "prefill", "decode")
+    ]
+    # Every step is under one heading only: those of the rest are what is left.
+    assert timings["preprocess"] + timings["prompt"] <= split["rest"]
+    assert sum(split.values()) == pytest.approx(timings["total"])
+    steps = [timings[name] for name in timings if name.startswith("decode_")]
+    assert sum(steps) <= split["decode"]
 
 
 def test_failed_plans_are_counted_and_do_not_help(
