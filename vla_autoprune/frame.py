@@ -65,7 +65,7 @@ class Plan:
         times_s: [T] seconds after the frame.
         text: the model's answer, detokenised.
         bucket: name of the retention bucket that ran.
-        complexity: the information measure of stage 0 (bits); None when the bucket was fixed beforehand.
+        complexity: the information measure of stage 0 (bits); None where no model planned.
         visual_tokens_into_layers: [L] visual tokens that entered each decoder layer.
         kept_visual: per stage, the original indices (0..V-1) of the visual tokens that entered it.
         work_fraction: prefill work of this plan over the unpruned prefill's, in FLOPs.

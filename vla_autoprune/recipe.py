@@ -251,13 +251,19 @@ class PruningRecipe(_Record):
     buckets: tuple[Bucket, ...]
     decode_length: int = Field(ge=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_version(cls, values: Any) -> Any:
+        """Before all else: fields of another version would only be called unexpected."""
+        version = values.get("contract_version", CONTRACT_VERSION) if isinstance(values, dict) else None
+        if version not in (None, CONTRACT_VERSION):
+            raise RecipeError(
+                f"recipe has contract version {version}, this library reads {CONTRACT_VERSION}; build it anew"
+            )
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> PruningRecipe:
-        if self.contract_version != CONTRACT_VERSION:
-            raise RecipeError(
-                f"recipe has contract version {self.contract_version}, this library reads "
-                f"{CONTRACT_VERSION}; build it anew"
-            )
         try:
             stage_lengths(self.model.layers, self.pruning_points)
         except ValueError as error:

@@ -259,7 +259,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.update(contract_version=9), "contract version 9, this library reads 1"),
+        (lambda r: r.update(contract_version=9, new="field"), "contract version 9, this library reads 1"),
         (lambda r: r["model"].update(heads="four"), "model.heads: .* got 'four'"),
         (lambda r: r["model"].update(kv_heads=3), "4 heads cannot share 3 KV heads"),
         (lambda r: r.pop("layout"), "layout: Field required"),
