@@ -39,6 +39,8 @@ _MARGIN_S = 1.0
 """Between the ego's leaving a conflict area and another's entering it."""
 _WAIT_BEHIND_OBSTACLE_M = 13.0
 _CLOSEST_TO_OBSTACLE_M = 9.0
+_OVERSHOOT_M = 1.0
+"""Who has come this far beyond a stop line goes on."""
 _SHORTEST_MOVE_M = 12.0
 _MOVE_S = 1.5
 """Time that a sideways move of a metre takes; longer ones take longer by their square root."""
@@ -360,7 +362,7 @@ def _stops(route: Route, ego: Ego, seen: Surroundings, even_if_late: bool = Fals
     stops: list[float] = []
 
     def can_stop(place: float, braking: float) -> bool:
-        return front < place + 0.5 and (
+        return front < place + _OVERSHOOT_M and (
             even_if_late or speed * speed <= 2.0 * braking * max(place - front, 0.4)
         )
 
@@ -400,8 +402,12 @@ def _stops(route: Route, ego: Ego, seen: Surroundings, even_if_late: bool = Fals
             if walker.heads_left
             else walker.beside_m < beside - HALF_WIDTH_M - 0.9
         )
-        if not passed and place - front < sight and can_stop(place, HARDEST_BRAKING_MPS2):
-            stops.append(place)
+        if passed or place - front > sight:
+            continue
+        for stop in (place, walker.along_m - 1.0):
+            if can_stop(stop, HARDEST_BRAKING_MPS2):
+                stops.append(stop)
+                break
     obstacle = _next_obstacle(route, ego)
     if obstacle is not None and obstacle.begin_m - front < sight + _WAIT_BEHIND_OBSTACLE_M:
         length = _move_length(speed, obstacle.shift_m - ego.move.after_m)

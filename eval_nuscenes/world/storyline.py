@@ -450,7 +450,7 @@ class _Teller:
         rng = self.rng
         right, left = self._kerb_offsets(along)
         side = -1.0 if rng.random() < 0.5 else 1.0
-        beside = side * ((right if side < 0 else left) + float(rng.uniform(0.9, WALKWAY_M - 0.4)))
+        beside = side * ((right if side < 0 else left) + float(rng.uniform(1.5, WALKWAY_M - 0.4)))
         way = 1.0 if rng.random() < 0.5 else -1.0
         speed = float(rng.uniform(0.8, 1.6))
         x, y, heading = self.route.path.pose(along)
