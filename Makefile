@@ -11,7 +11,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-quick lint setup clean
+.PHONY: demo test test-quick test-vehicle lint setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +32,15 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) tests
+
+# The vehicle subset on its oldest Python: no torch, no transformers.
+VEHICLE_PYTHON ?= python3.10
+VEHICLE_TESTS := test_bundle.py test_recipe.py runtime pruning
+test-vehicle:
+	$(VEHICLE_PYTHON) -m venv $(VENV)-vehicle
+	$(VENV)-vehicle/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-vehicle/bin/python -m pip install --quiet -c constraints.txt ".[ros-test]" pytest pytest-timeout hypothesis
+	$(VENV)-vehicle/bin/python -m pytest tests/engines tests/ros_nodes $(addprefix tests/vla_autoprune/,$(VEHICLE_TESTS))
 
 test-quick: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" tests

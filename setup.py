@@ -1,17 +1,18 @@
 """One description for pip and for colcon's ament_python, which reads setup.py alone."""
 
-from glob import glob
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
 NAME = "vla_autoprune"
+HERE = Path(__file__).resolve().parent  # colcon --symlink-install runs this file through a link
 TOP_LEVEL = (NAME, "engines", "eval_nuscenes", "ros_nodes")
 
 setup(
     name=NAME,
     version="0.1.0",
     description="AutoPrune's adaptive visual-token pruning for driving VLAs, in static-shaped stages",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="The vla_autoprune authors",
     maintainer="The vla_autoprune authors",
@@ -23,8 +24,11 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
-        (f"share/{NAME}/launch", glob("launch/*.launch.py")),
-        (f"share/{NAME}/config", glob("config/*")),
+        *(
+            (f"share/{NAME}/{folder}", files)
+            for folder in ("launch", "config")
+            if (files := sorted(str(path.relative_to(HERE)) for path in (HERE / folder).glob("*.*")))
+        ),
     ],
     entry_points={"console_scripts": ["vla-autoprune = vla_autoprune.cli:main"]},
     zip_safe=False,
