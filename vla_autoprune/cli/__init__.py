@@ -20,6 +20,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+_EXTRA_WITH = {
+    **dict.fromkeys(("torch", "transformers", "safetensors", "onnx", "onnxscript"), "export"),
+    **dict.fromkeys(("nuscenes", "matplotlib", "shapely", "jinja2"), "eval"),
+}
+"""What the base package leaves out, and the extra that brings it."""
+
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -37,13 +43,25 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line: an error made on purpose is one line on stderr and exit code 2."""
+    """Run the command line: an error made on purpose, or by the file system, is one line and exit code 2."""
     try:
         app()
     except VlaError as error:
-        line = f"[bold red]error:[/] {escape(str(error))}"
-        Console(stderr=True, soft_wrap=True).print(line, highlight=False)
-        sys.exit(2)
+        _refuse(str(error))
+    except ModuleNotFoundError as error:
+        extra = _EXTRA_WITH.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        _refuse(f"{error.name} is not installed; this needs: pip install 'vla_autoprune[{extra}]'")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _refuse(f"{error.filename}: {error.strerror}; check the path, its permissions and the free space")
+
+
+def _refuse(why: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(why)}", highlight=False)
+    sys.exit(2)
 
 
 # Each module registers its commands on `app` when it is imported.

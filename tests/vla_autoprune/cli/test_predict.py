@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -87,3 +88,20 @@ def test_bad_input_is_one_clear_line(repository, stored_bundle, images, tmp_path
     assert run.returncode == 2
     assert message in run.stderr and run.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_results_that_cannot_be_written_are_one_line_too(repository, stored_bundle, images, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    run = predict(repository, stored_bundle, images, tmp_path / "file")
+    assert run.returncode == 2
+    assert run.stderr.startswith(f"error: {tmp_path / 'file'}: File exists") and run.stderr.count("\n") == 1
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(
+    repository, stored_bundle, images, tmp_path, monkeypatch
+):
+    (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError('absent', name='matplotlib')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{repository}")
+    run = predict(repository, stored_bundle, images, tmp_path / "out")
+    assert run.returncode == 2
+    assert "matplotlib is not installed; this needs: pip install 'vla_autoprune[eval]'" in run.stderr
