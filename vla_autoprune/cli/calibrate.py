@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -62,36 +63,43 @@ def calibrate(
     and judged on held-out scenes against one fixed slope and shuffled
     complexities. The measurements go beside the recipe.
 
-    Example: vla-autoprune calibrate --data out/synth --out out/recipe.json
+    Example, after vla-autoprune synth --scenes 40: vla-autoprune calibrate --data out/synth
     """
     from engines.onnxruntime import OnnxRuntimeBackend
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
     from vla_autoprune.export.export import export_bundle, text_files
     from vla_autoprune.models.adapter import LlavaAdapter
     from vla_autoprune.models.driving_vla import load_model, load_shipped
-    from vla_autoprune.pruning.calibration import fit_mapping
+    from vla_autoprune.pruning.calibration import LEAST_CLUSTERS, fit_mapping
     from vla_autoprune.recipe import DEFAULT_SLOPES, Scorer, build_recipe, write_recipe
     from vla_autoprune.runtime.planner import Planner
     from vla_autoprune.runtime.slope_losses import measure_slopes
 
     if reduction not in ("mean", "max"):
         raise InputError(f"--reduction is {reduction!r}; allowed: mean, max")
+    if not math.isfinite(encoder_weight):
+        raise InputError(f"--encoder-weight is {encoder_weight}; expected a number from 0 on")
     if command_source not in ("route", "future"):
         raise InputError(f"--command-source is {command_source!r}; allowed: route, future")
+    options: dict[str, Any] = {
+        "budgets": _numbers("--budgets", budgets),
+        "pruning_points": None if points is None else _layers(points),
+        "scorer": Scorer(reduction=reduction, encoder_weight=encoder_weight),  # type: ignore[arg-type]
+        "recovery": recovery,
+    }
+    steps = DEFAULT_SLOPES if slopes is None else sorted(_numbers("--slopes", slopes))
     console = Console(soft_wrap=True)
     vla = load_shipped() if model is None else load_model(model)
     adapter = LlavaAdapter(vla.model)
     samples = NuScenesSplit(data, version, split, command_source, limit)  # type: ignore[arg-type]
+    if len(samples.scene_names) < LEAST_CLUSTERS:
+        raise InputError(
+            f"split {split} of {data} has {len(samples.scene_names)} scenes, a mapping needs at least "
+            f"{LEAST_CLUSTERS}; vla-autoprune synth --scenes 40 makes enough"
+        )
     samples.check_images(vla.prompt.layout.cameras)
-    options: dict[str, Any] = {
-        "decode_length": vla.codec.length,
-        "budgets": _numbers("--budgets", budgets),
-        "pruning_points": None if points is None else [int(p) for p in _numbers("--points", points)],
-        "scorer": Scorer(reduction=reduction, encoder_weight=encoder_weight),  # type: ignore[arg-type]
-        "recovery": recovery,
-    }
     shape = adapter.shape("driving_vla" if model is None else model.name)
-    steps = DEFAULT_SLOPES if slopes is None else sorted(_numbers("--slopes", slopes))
+    options["decode_length"] = vla.codec.length
     provisional = build_recipe(shape, vla.prompt.layout, slopes=steps, **options)
 
     columns = (
@@ -147,10 +155,20 @@ def calibrate(
 
 def _numbers(option: str, text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(map(math.isfinite, found)):
+        raise InputError(f"{option} is {text!r}; expected numbers separated by commas, like 0.6,0.4,0.25")
+    return found
+
+
+def _layers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
     except ValueError:
         raise InputError(
-            f"{option} is {text!r}; expected numbers separated by commas, like 0.6,0.4,0.25"
+            f"--points is {text!r}; expected layer numbers separated by commas, like 1,3,5"
         ) from None
 
 

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from vla_autoprune.frame import FloatArray, IntArray
 
 FOLDS = 5
+LEAST_CLUSTERS = 2 * FOLDS
+"""Independent scenes a fit needs: two in every fold."""
+
 QUANTILES = np.linspace(0.0, 1.0, 11)
 """Where edges may lie: deciles, so that a few hundred samples are enough to place them."""
 
@@ -122,8 +125,8 @@ def fit_mapping(
         The fit.
 
     Raises:
-        ValueError: shapes differ, values are not finite, slopes do not rise, or there are fewer than 2 *
-            FOLDS clusters.
+        ValueError: shapes differ, values are not finite, slopes do not rise, or there are fewer than
+            `LEAST_CLUSTERS` clusters.
     """
     complexities, losses, cluster_of, count = _checked(complexities, losses, slopes, work, clusters)
     generator = np.random.default_rng(seed)
@@ -197,9 +200,9 @@ def _checked(
     if len(named) != len(complexities):
         raise ValueError(f"{len(named)} clusters for {len(complexities)} samples; give one per sample")
     names, cluster_of = np.unique(named, return_inverse=True)
-    if len(names) < 2 * FOLDS:
+    if len(names) < LEAST_CLUSTERS:
         raise ValueError(
-            f"{len(names)} independent scenes are too few to fit a mapping; give at least {2 * FOLDS}"
+            f"{len(names)} independent scenes are too few to fit a mapping; give at least {LEAST_CLUSTERS}"
         )
     return complexities, losses, cluster_of, len(names)
 
