@@ -89,8 +89,8 @@ class TrainingOptions:
     seed: int = 0
     batch: int = 16
     tower_scenes: int = 9_600
-    front_scenes: int = 32_000
-    surround_scenes: int = 40_000
+    front_scenes: int = 20_000
+    surround_scenes: int = 26_000
     learning_rate: float = 1.3e-3
     tower_learning_rate: float = 3e-4
     weight_decay: float = 0.05
