@@ -27,7 +27,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Directory of checkpoints, figures and the trained model.")],
     scenes: Annotated[
         int, typer.Option(min=64, help="Training scenes to make, six images and four queries each.")
-    ] = 20_000,
+    ] = 12_000,
     held_out: Annotated[int, typer.Option(min=8, help="Scenes kept aside to judge the model.")] = 512,
     cache: Annotated[
         Path | None, typer.Option(help="Where scenes are kept between trainings; default: OUT/scenes.")
