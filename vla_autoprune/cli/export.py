@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ def export(
     Your own:  vla-autoprune export out/bundle --model out/train/model --recipe out/recipe.json
     """
     from engines.parity import export_checked
+    from vla_autoprune.export.export import text_files
     from vla_autoprune.models.adapter import LlavaAdapter
     from vla_autoprune.models.driving_vla import SHIPPED, load_model, load_shipped
 
@@ -57,7 +59,7 @@ def export(
     vla = load_shipped() if model is None else load_model(model)
     adapter = LlavaAdapter(vla.model)
     chosen = _recipe(recipe, model or SHIPPED, adapter, vla)
-    if not anew and _is_current(out, chosen, opset):
+    if not anew and _is_current(out, chosen, opset, text_files(vla)):
         console.print(f"{out} is already the bundle of this model, recipe and opset; --anew exports it again")
         return
     with Progress(
@@ -86,12 +88,15 @@ def _recipe(file: Path | None, model: Path, adapter: StageModel, vla: DrivingVla
 
     if file is None and (model / "recipe.json").is_file():
         file = model / "recipe.json"
-    if file is not None:
-        return read_recipe(file)
-    return build_recipe(adapter.shape(model.name), vla.prompt.layout, decode_length=vla.codec.length)
+    shape = adapter.shape(model.name)
+    if file is None:
+        return build_recipe(shape, vla.prompt.layout, decode_length=vla.codec.length)
+    recipe = read_recipe(file)
+    recipe.require_model(shape.weights_sha256, str(model))
+    return recipe
 
 
-def _is_current(out: Path, recipe: PruningRecipe, opset: int) -> bool:
+def _is_current(out: Path, recipe: PruningRecipe, opset: int, texts: Mapping[str, str]) -> bool:
     from vla_autoprune.bundle import load_bundle
     from vla_autoprune.export.export import tool_versions
 
@@ -103,6 +108,7 @@ def _is_current(out: Path, recipe: PruningRecipe, opset: int) -> bool:
         manifest.recipe_sha256 == recipe.sha256
         and manifest.options.opset == opset
         and manifest.options.versions == tool_versions()
+        and all((out / name).read_text(encoding="utf-8") == text for name, text in texts.items())
     )
 
 

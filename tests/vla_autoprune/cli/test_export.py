@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from typer.testing import CliRunner
 
@@ -51,9 +53,13 @@ def test_an_export_is_checked_and_then_reused(model, tmp_path):
     assert "is already the bundle" in again.output
 
 
-def test_a_recipe_of_another_model_is_refused(model, stored_bundle, tmp_path):
+@pytest.mark.parametrize("there_already", [False, True])
+def test_a_recipe_of_another_model_is_refused(model, stored_bundle, tmp_path, there_already):
+    out = tmp_path / "bundle"
+    if there_already:
+        shutil.copytree(stored_bundle.path, out)
     recipe = stored_bundle.path / "recipe.json"
-    command = ["export", str(tmp_path / "bundle"), "--model", str(model), "--recipe", str(recipe)]
+    command = ["export", str(out), "--model", str(model), "--recipe", str(recipe)]
     with pytest.raises(RecipeError, match="recipe is for model tiny"):
         CliRunner().invoke(app, command, catch_exceptions=False)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == ([out] if there_already else [])
