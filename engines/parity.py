@@ -26,7 +26,7 @@ from vla_autoprune.runtime.backend import Backend
 from vla_autoprune.runtime.pipeline import Pipeline, Prefill, Timings
 
 TOLERANCE = 1e-4
-"""Largest difference of a logit, and of a hidden state relative to its largest value."""
+"""Largest difference of a logit, of the complexity in bits, and of a hidden state over its largest value."""
 
 TIE = 1e-6
 """Scores that differ by less than this share of the largest rank as equal; either token may be kept."""
@@ -138,6 +138,11 @@ def check_parity(
             answers[bucket.name] = eager
             staged = _run_staged(pipeline, bucket, given, eager)
             where = f"bucket {bucket.name}, input {number}"
+            if not abs(staged.prefill.complexity - eager.complexity) <= tolerance:
+                raise ParityError(
+                    f"complexity ({where}) is {staged.prefill.complexity:.6f} bits, the original's is "
+                    f"{eager.complexity:.6f}, allowed is {tolerance:.0e} off; buckets would be chosen wrongly"
+                )
             if not _same_tokens(staged.prefill, eager, bucket, where):
                 ties += 1
                 continue

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ pytest.importorskip("onnxruntime")
 from engines.onnxruntime import OnnxRuntimeBackend
 from engines.parity import check_parity, parity_inputs
 from vla_autoprune.errors import ParityError
+from vla_autoprune.export.eager import run_eager
 from vla_autoprune.frame import Command, EgoState
 from vla_autoprune.models.adapter import LlavaAdapter
 
@@ -47,3 +50,15 @@ def test_other_weights_are_noticed_at_the_stage_that_has_them(tiny_bundles, tiny
     finally:
         with torch.no_grad():
             weight[0] -= 0.05
+
+
+def test_another_complexity_is_noticed(tiny_bundles, tiny_vla, inputs, monkeypatch):
+    bundle = tiny_bundles["plain"]
+
+    def off(*given, **options):
+        run = run_eager(*given, **options)
+        return dataclasses.replace(run, complexity=run.complexity + 1e-3)
+
+    monkeypatch.setattr("engines.parity.run_eager", off)
+    with pytest.raises(ParityError, match=r"complexity \(bucket full, input 0\) is"):
+        check_parity(bundle, OnnxRuntimeBackend(bundle, threads=1), LlavaAdapter(tiny_vla.model), inputs)
