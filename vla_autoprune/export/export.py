@@ -80,7 +80,7 @@ def export_bundle(
     """
     if opset not in OPSETS:
         raise InputError(f"opset is {opset}; allowed: {', '.join(map(str, OPSETS))}")
-    if out.exists() and not (out / bundle.MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not _may_be_replaced(out):
         raise InputError(f"{out} exists and is not a bundle; name another directory or remove it")
     recipe.require_model(model.shape(recipe.model.id).weights_sha256, "the model to export")
     say = progress or (lambda what, done, total: None)
@@ -285,6 +285,14 @@ def _apply_contract(proto: onnx.ModelProto, graph: contract.Graph) -> None:
                     )
                 if isinstance(size, str):
                     dim.dim_param = size
+
+
+def _may_be_replaced(out: Path) -> bool:
+    """Whether a path is an empty directory or a bundle, damaged or of any version."""
+    if not out.is_dir():
+        return False
+    manifest = out / bundle.MANIFEST
+    return b'"bundle_version"' in manifest.read_bytes() if manifest.is_file() else not any(out.iterdir())
 
 
 def _replace_directory(partial: Path, out: Path) -> None:

@@ -82,8 +82,9 @@ def test_a_recipe_of_another_model_is_refused(tiny_recipes, tiny_vla, tmp_path):
         export_bundle(LlavaAdapter(tiny_vla.model), other, tmp_path / "b", {})
 
 
-def test_a_foreign_directory_is_not_replaced(tiny_recipes, tiny_vla, tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
+@pytest.mark.parametrize("name,content", [("notes.txt", "mine"), ("manifest.json", '{"name": "app"}')])
+def test_a_foreign_directory_is_not_replaced(tiny_recipes, tiny_vla, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match="not a bundle"):
         export_bundle(LlavaAdapter(tiny_vla.model), tiny_recipes["plain"], tmp_path, {})
     with pytest.raises(InputError, match="opset is 17"):
