@@ -21,7 +21,7 @@ from vla_autoprune.errors import InputError
 
 if TYPE_CHECKING:
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
-    from vla_autoprune.pruning.calibration import MappingFit
+    from vla_autoprune.pruning.calibration import MappingFit, SlopeMapping
     from vla_autoprune.runtime.slope_losses import KnownDrive, SlopeLosses
 
 
@@ -50,6 +50,9 @@ def calibrate(
         0.0, "--encoder-weight", min=0, help="Weight of the tower's [CLS] attention at the first point."
     ),
     recovery: bool = typer.Option(False, "--recovery", help="Merge part of the dropped tokens."),
+    keep_mapping: bool = typer.Option(
+        False, "--keep-mapping", help="Write the fitted mapping even where it does not help."
+    ),
     command_source: str = typer.Option(
         "route", "--command-source", help="route, or future (a label leak, for data without routes)."
     ),
@@ -61,7 +64,8 @@ def calibrate(
     Every frame is planned in every bucket; per budget, the mapping from complexity
     to slope with the smallest distance to the expert is fitted, its sign included,
     and judged on held-out scenes against one fixed slope and shuffled
-    complexities. The measurements go beside the recipe.
+    complexities. A budget where it does not beat both gets the fixed slope. The
+    measurements go beside the recipe.
 
     Example, after vla-autoprune synth --scenes 40: vla-autoprune calibrate --data out/synth
     """
@@ -140,17 +144,26 @@ def calibrate(
             )
         except ValueError as error:
             raise InputError(f"split {split} of {data}: {error}; synth --scenes makes more") from error
-    recipe = build_recipe(
-        shape, vla.prompt.layout, mappings={budget: fit.mapping for budget, fit in fits.items()}, **options
-    )
+    mappings = {budget: chosen_mapping(fit, keep_mapping) for budget, fit in fits.items()}
+    recipe = build_recipe(shape, vla.prompt.layout, mappings=mappings, **options)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_recipe(recipe, out)
     record = out.with_suffix(".calibration.json")
-    _write_record(record, measured, fits, samples.data_hash)
-    _print(console, measured, fits)
+    _write_record(record, measured, fits, mappings, samples.data_hash)
+    _print(console, measured, fits, mappings)
     console.print(
         f"wrote {out} and the measurements, {record}; look at it with: vla-autoprune recipe show {out}"
     )
+
+
+def chosen_mapping(fit: MappingFit, keep: bool = False) -> SlopeMapping:
+    """The mapping that goes into the recipe: the fitted one if it helps or is to be kept, else one slope."""
+    from vla_autoprune.pruning.calibration import SlopeMapping
+
+    if fit.helps or keep:
+        return fit.mapping
+    slope = fit.mapping.fixed_slope
+    return SlopeMapping(edges=(), slopes=(slope,), fixed_slope=slope)
 
 
 def _numbers(option: str, text: str) -> list[float]:
@@ -179,12 +192,19 @@ def _drives(samples: NuScenesSplit, cameras: tuple[str, ...]) -> Iterator[KnownD
         yield KnownDrive(sample.frame(cameras), sample.scene, sample.future_in_ego, sample.future_exists)
 
 
-def _write_record(path: Path, measured: SlopeLosses, fits: dict[float, MappingFit], data_hash: str) -> None:
+def _write_record(
+    path: Path,
+    measured: SlopeLosses,
+    fits: dict[float, MappingFit],
+    mappings: dict[float, SlopeMapping],
+    data_hash: str,
+) -> None:
     document = {
         "data_sha256": data_hash,
         "loss": "mean distance to the expert's waypoints, metres",
         "failed_frames": measured.failed,
         "fits": {f"{budget:g}": dataclasses.asdict(fit) for budget, fit in fits.items()},
+        "in_recipe": {f"{budget:g}": dataclasses.asdict(mapping) for budget, mapping in mappings.items()},
         "frames": [
             {
                 "token": token,
@@ -215,23 +235,39 @@ def _write_record(path: Path, measured: SlopeLosses, fits: dict[float, MappingFi
         temporary.unlink(missing_ok=True)
 
 
-def _print(console: Console, measured: SlopeLosses, fits: dict[float, MappingFit]) -> None:
+def _print(
+    console: Console,
+    measured: SlopeLosses,
+    fits: dict[float, MappingFit],
+    mappings: dict[float, SlopeMapping],
+) -> None:
     bits = measured.complexities
     console.print(
         f"{len(bits)} frames of {len(set(measured.scenes))} scenes ({measured.failed} left out); complexity "
         f"{bits.mean():.3f} ± {bits.std():.3f} bits; distance to the expert without pruning "
         f"{measured.unpruned.mean():.3f} m"
     )
-    table = Table("budget", "slopes by rising complexity", "edges, bits", "adaptive", "fixed", "shuffled")
+    table = Table("budget", "slopes by rising complexity", "edges, bits", title_justify="left")
+    table.title = "held-out distance to the expert, m (mean work)"
+    for column in ("adaptive", "fixed", "shuffled"):
+        table.add_column(column, justify="right")
     for budget, fit in fits.items():
+        losses = (fit.adaptive_loss, fit.fixed_loss, fit.shuffled_loss)
         table.add_row(
             f"{budget:.0%}",
             ", ".join(f"{slope:g}" for slope in fit.mapping.slopes),
             ", ".join(f"{edge:.3f}" for edge in fit.mapping.edges),
-            f"{fit.adaptive_loss:.3f}",
-            f"{fit.fixed_loss:.3f}",
-            f"{fit.shuffled_loss:.3f}",
+            *(f"{loss:.3f} ({work:.2%})" for loss, work in zip(losses, fit.mean_work, strict=True)),
         )
     console.print(table)
     for budget, fit in fits.items():
-        console.print(f"{budget:.0%}: {fit.verdict}", highlight=False)
+        console.print(f"{budget:.0%}, at equal mean work: {fit.verdict}", highlight=False)
+        console.print(f"  {_told(fit, mappings[budget])}", highlight=False)
+
+
+def _told(fit: MappingFit, mapping: SlopeMapping) -> str:
+    """Which mapping the recipe takes, and why."""
+    if len(mapping.slopes) == 1:
+        hint = "" if mapping == fit.mapping else "; --keep-mapping keeps the fit"
+        return f"the recipe takes slope {mapping.fixed_slope:g} for every frame{hint}"
+    return "the recipe takes the fitted mapping" + ("" if fit.helps else " all the same (--keep-mapping)")

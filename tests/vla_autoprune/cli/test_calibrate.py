@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -7,7 +8,10 @@ pytest.importorskip("torch")
 pytest.importorskip("nuscenes")
 
 from vla_autoprune.cli import app
+from vla_autoprune.cli.calibrate import chosen_mapping
 from vla_autoprune.errors import InputError
+from vla_autoprune.pruning.calibration import SlopeMapping, fit_mapping
+from vla_autoprune.recipe import bucket_for, build_recipe
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +40,23 @@ def test_options_out_of_range_are_refused_before_any_work(model, tmp_path, optio
     with pytest.raises(InputError, match=message):
         CliRunner().invoke(app, [*command, *options], catch_exceptions=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_a_budget_gets_the_fitted_mapping_only_where_it_helps(stored_bundle, helps):
+    generator = np.random.default_rng(0)
+    complexities, slopes = generator.uniform(size=200), (0.0, 0.2, 0.4)
+    losses = np.abs(complexities[:, None] - [0.1, 0.5, 0.9]) if helps else generator.uniform(size=(200, 3))
+    fit = fit_mapping(complexities, losses, slopes, (0.5, 0.5, 0.5))
+    assert fit.helps == helps
+    assert chosen_mapping(fit, keep=True) == fit.mapping
+    fixed = fit.mapping.fixed_slope
+    mapping = chosen_mapping(fit)
+    assert mapping == (fit.mapping if helps else SlopeMapping((), (fixed,), fixed))
+    stored = stored_bundle.recipe
+    recipe = build_recipe(
+        stored.model, stored.layout, decode_length=12, budgets=(0.5,), mappings={0.5: mapping}
+    )
+    taken = {bucket_for(recipe, 0.5, bits).slope for bits in (0.0, 0.5, 1.0)}
+    assert taken == (set(slopes) if helps else {fixed})
+    assert bucket_for(recipe, 0.5).slope == fixed
