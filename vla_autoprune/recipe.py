@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vla_autoprune.errors import RecipeError
+from vla_autoprune.files import write_whole
 from vla_autoprune.pruning import work
 from vla_autoprune.pruning.calibration import SlopeMapping
 from vla_autoprune.pruning.merging import merge_counts
@@ -237,7 +237,7 @@ class PruningRecipe(_Record):
         decode_length: tokens generated after the prompt.
     """
 
-    contract_version: int = CONTRACT_VERSION
+    contract_version: int
     model: ModelShape
     layout: PromptLayout
     form: Form = "calibrated"
@@ -342,8 +342,7 @@ class PruningRecipe(_Record):
         if weights_sha256 != self.model.weights_sha256:
             raise RecipeError(
                 f"recipe is for model {self.model.id} with weights {self.model.weights_sha256[:12]}…, "
-                f"{where} has "
-                f"{weights_sha256[:12]}…; make a recipe for it with vla-autoprune calibrate"
+                f"{where} has {weights_sha256[:12]}…; make a recipe for it with vla-autoprune calibrate"
             )
 
 
@@ -402,9 +401,8 @@ def build_recipe(
     if reference and (not merge or floors or points[:1] != (0,)):
         raise RecipeError(
             f"the reference form has recovery {merge}, camera floors {floors}, first pruning point "
-            f"{list(points[:1])}; "
-            "the published arithmetic merges, knows no floors and caps after layer 0: change these or take "
-            "'calibrated'"
+            f"{list(points[:1])}; the published arithmetic merges, knows no floors and caps after layer 0: "
+            "change these or take 'calibrated'"
         )
     fitted = {_key(budget): mapping for budget, mapping in (mappings or {}).items()}
     unknown = sorted(set(fitted) - {_key(budget) for budget in budgets})
@@ -435,6 +433,7 @@ def build_recipe(
                 )
             )
     return PruningRecipe(
+        contract_version=CONTRACT_VERSION,
         model=model,
         layout=layout,
         form=form,
@@ -575,17 +574,11 @@ def write_recipe(recipe: PruningRecipe, path: Path) -> None:
         path: the file; it appears when it is whole.
     """
     text = json.dumps(recipe.model_dump(mode="json"), indent=2)
-    # Strings hold no raw line breaks, so this only touches the lists json.dumps has spread over several
-    # lines.
+    # Strings hold no raw line breaks, so this only touches the lists json.dumps has spread over lines.
     text = re.sub(
         r"\[\n\s+([^\[\]{}]*?)\n\s+\]", lambda found: "[" + re.sub(r"\n\s+", " ", found[1]) + "]", text
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, f"{text}\n".encode())
 
 
 def read_recipe(path: Path) -> PruningRecipe:
@@ -802,14 +795,14 @@ def _check_bucket(recipe: PruningRecipe, bucket: Bucket) -> None:
         raise RecipeError(
             f"{where}: work_fraction is {bucket.work_fraction}, its counts give {fraction}{again}"
         )
-    # The published schedule counts after the layers and misses its budget by design, so only this form is
-    # held to it.
+    # The published schedule counts after the layers and misses its budget by design: only calibrated
+    # buckets are held to it.
     miss = abs(sum(into) / layers - bucket.budget * visual)
     if recipe.form == "calibrated" and miss > BUDGET_TOLERANCE_TOKENS:
         raise RecipeError(
-            f"{where}: {sum(into) / layers:.1f} visual tokens enter the layers on average, budget "
-            f"{bucket.budget:g} is "
-            f"{bucket.budget * visual:.1f}; allowed miss: {BUDGET_TOLERANCE_TOKENS:g}{again}"
+            f"{where}: {sum(into) / layers:.1f} visual tokens enter the layers on average, "
+            f"budget {bucket.budget:g} is {bucket.budget * visual:.1f}; "
+            f"allowed miss: {BUDGET_TOLERANCE_TOKENS:g}{again}"
         )
     if bucket.name != FULL and not any(
         math.isclose(bucket.budget, known, rel_tol=1e-6) for known in recipe.budgets
@@ -842,6 +835,6 @@ def _check_intervals(recipe: PruningRecipe, budget: float) -> None:
     if lows[0] is not None or highs[-1] is not None or lows[1:] != highs[:-1] or None in lows[1:]:
         raise RecipeError(
             f"recipe budget {budget:g} has complexity intervals "
-            f"{[list(interval) for interval in intervals]}; "
-            "together they must cover every value once, the first open below and the last open above"
+            f"{[list(interval) for interval in intervals]}; together they must cover every value once, "
+            "the first open below and the last open above"
         )

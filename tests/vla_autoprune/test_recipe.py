@@ -260,6 +260,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     ("change", "message"),
     [
         (lambda r: r.update(contract_version=9, new="field"), "contract version 9, this library reads 1"),
+        (lambda r: r.pop("contract_version"), "contract_version: Field required"),
         (lambda r: r["model"].update(heads="four"), "model.heads: .* got 'four'"),
         (lambda r: r["model"].update(kv_heads=3), "4 heads cannot share 3 KV heads"),
         (lambda r: r.pop("layout"), "layout: Field required"),

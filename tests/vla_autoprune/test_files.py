@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+
+from vla_autoprune.files import write_whole
+
+
+def test_a_file_replaces_the_older_one(tmp_path):
+    path = tmp_path / "report.json"
+    for content in (b"first", b"second"):
+        write_whole(path, content)
+        assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_keeps_the_older_file_and_leaves_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_whole(tmp_path / "absent" / "report.json", b"new")
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "inside").touch()
+    with pytest.raises(OSError):
+        write_whole(occupied, b"new")
+    assert list(tmp_path.iterdir()) == [occupied]
