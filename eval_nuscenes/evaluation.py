@@ -20,8 +20,11 @@ from typing import Literal, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+import engines
+import vla_autoprune
 from eval_nuscenes.nuscenes_reader import NuScenesSplit
 from vla_autoprune.errors import InputError, PlanError
+from vla_autoprune.fingerprint import source_hash
 from vla_autoprune.frame import CAMERAS, WAYPOINT_TIMES_S, Frame, Plan
 
 VariantKind = Literal["full", "autoprune", "random", "blanked", "constant_velocity"]
@@ -163,13 +166,24 @@ def versions() -> dict[str, str]:
     return found
 
 
+def code_hash() -> str:
+    """Hash of the sources that plan, time and read: other code may plan otherwise or take other time."""
+    library, here = Path(vla_autoprune.__file__).parent, Path(__file__).parent
+    planning = [library / name for name in ("runtime", "bundle.py", "contract.py", "recipe.py")]
+    words = [library / "models" / f"{name}.py" for name in ("actions", "preprocess", "prompt")]
+    reading = [here / "evaluation.py", here / "nuscenes_reader.py"]
+    policies = library / "pruning" / "policies.py"
+    return source_hash([*planning, *words, policies, Path(engines.__file__).parent, *reading])
+
+
 class RunKey(Record):
-    """What must be equal for kept plans to be taken up again: the question, and the machine that timed it."""
+    """What must be equal for kept plans to be taken up again: the question, the code, and the machine."""
 
     bundle_id: str
     data_hash: str
     variants: tuple[str, ...]
     command_source: str
+    code: str
     machine: str
     versions: dict[str, str]
 

@@ -41,6 +41,7 @@ from eval_nuscenes.nuscenes_tables import (
 )
 from eval_nuscenes.world.scene import Points, RoadMap, Scene
 from vla_autoprune.errors import InputError
+from vla_autoprune.fingerprint import source_hash
 from vla_autoprune.frame import CAMERAS
 
 VERSION = "v1.0-synth"
@@ -564,11 +565,8 @@ def _content(root: Path, progress: Progress) -> tuple[int, int, str]:
 def _generator_sha256(simulate: Simulate) -> str:
     here = Path(__file__).parent
     modules = ("can_bus", "lidar", "map_expansion", "nuscenes_tables", "nuscenes_writer")
-    sources = [*(here / f"{name}.py" for name in modules), *sorted((here / "world").glob("*.py"))]
-    digest = hashlib.sha256(f"{simulate.__module__}.{simulate.__qualname__}".encode())
-    for source in sources:
-        digest.update(source.read_bytes())
-    return digest.hexdigest()
+    sources = [*(here / f"{name}.py" for name in modules), here / "world"]
+    return source_hash(sources, also=f"{simulate.__module__}.{simulate.__qualname__}")
 
 
 def _progress(console: Console | None) -> Progress:

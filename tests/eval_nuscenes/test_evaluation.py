@@ -16,6 +16,7 @@ KEY = RunKey(
     data_hash="d" * 64,
     variants=("full",),
     command_source="route",
+    code="e" * 64,
     machine="box",
     versions={},
 )
@@ -76,8 +77,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_another_question_has_another_log(tmp_path: Path) -> None:
-    other = KEY.model_copy(update={"bundle_id": "c" * 64})
+@pytest.mark.parametrize("change", [{"bundle_id": "c" * 64}, {"code": "f" * 64}])
+def test_another_question_or_other_code_has_another_log(tmp_path: Path, change: dict[str, str]) -> None:
+    other = KEY.model_copy(update=change)
     assert PlanLog(tmp_path, KEY).path != PlanLog(tmp_path, other).path
 
 

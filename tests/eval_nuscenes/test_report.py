@@ -62,6 +62,7 @@ def written(
         data_hash="da7a" * 16,
         variants=tuple(variant.name for variant in variants),
         command_source="future",
+        code="c0de" * 16,
         machine="a box",
         versions={"python": "3.11"},
     )

@@ -20,7 +20,15 @@ from eval_nuscenes.summary import (
 from vla_autoprune.bundle import Bundle
 from vla_autoprune.frame import CAMERAS, Command, EgoState, Frame
 
-KEY = RunKey(bundle_id="b", data_hash="d", variants=(), command_source="route", machine="box", versions={})
+KEY = RunKey(
+    bundle_id="b",
+    data_hash="d",
+    variants=(),
+    command_source="route",
+    code="e",
+    machine="box",
+    versions={},
+)
 CONDITIONS = Conditions(
     key=KEY,
     command="vla-autoprune evaluate bundle",

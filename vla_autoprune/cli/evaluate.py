@@ -103,6 +103,7 @@ def evaluate(
         data_hash=samples.data_hash,
         variants=tuple(variant.name for variant in variants),
         command_source=command_source,
+        code=evaluation.code_hash(),
         machine=f"{evaluation.machine()}; {backend.device}",
         versions=evaluation.versions(),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,7 +75,9 @@ def train(
     """
     import torch
 
+    import eval_nuscenes.world
     from eval_nuscenes.world.snapshots import training_scene
+    from vla_autoprune.fingerprint import source_hash
     from vla_autoprune.models.driving_vla import ModelSize, build_model, load_model
     from vla_autoprune.models.held_out import HeldOut
     from vla_autoprune.models.scene_store import load_scenes, make_scenes
@@ -97,7 +98,7 @@ def train(
     )
 
     kept = cache or out / "scenes"
-    world = _world_fingerprint()
+    world = source_hash([Path(eval_nuscenes.world.__file__).parent])
     first = TRAINING_SEED + seed * SEEDS_PER_TRAINING
     training_shards = make_scenes(
         training_scene, first, scenes, kept / f"train_{seed}", world, workers, "to train on"
@@ -152,14 +153,3 @@ def _stage_scenes(text: str) -> list[int]:
             f"--stages is {text!r}; give three counts of scenes, for example 20000,100000,200000"
         )
     return counts
-
-
-def _world_fingerprint() -> str:
-    """Hash of the world's sources: scenes kept by another version of it are not reused."""
-    import eval_nuscenes.world
-
-    sources = sorted(Path(eval_nuscenes.world.__file__).parent.glob("*.py"))
-    digest = hashlib.sha256()
-    for source in sources:
-        digest.update(source.name.encode() + source.read_bytes())
-    return digest.hexdigest()[:16]

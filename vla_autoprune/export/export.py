@@ -23,6 +23,7 @@ from vla_autoprune.export.pinning import require_static
 from vla_autoprune.export.selection import Selection
 from vla_autoprune.export.stages import Head, Stage, staged_attention
 from vla_autoprune.export.vision import Vision
+from vla_autoprune.fingerprint import source_hash
 from vla_autoprune.models.adapter import StageModel
 from vla_autoprune.recipe import PruningRecipe, write_recipe
 
@@ -306,13 +307,15 @@ def _replace_directory(partial: Path, out: Path) -> None:
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions that decide on an export's bytes."""
+    """Versions that decide on an export's bytes, the hash of the exporting sources among them."""
     import onnx
     import onnxscript
     import transformers
 
+    here = Path(__file__).parent
     return {
         "vla_autoprune": __version__,
+        "sources": source_hash([here, here.parent / "models" / "adapter.py", here.parent / "contract.py"]),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "onnx": onnx.__version__,
