@@ -2,6 +2,9 @@
 
 Data only. `manifest.json` names every file with size and hash and every tensor with its shapes; its id is a
 hash of all that, weights, recipe and export options included. Loading checks the whole and refuses by name.
+
+Only what the manifest lists may lie in the directory, but for `engines/`, which backends fill on the machine
+they run on, files recorded later in `samples/`, and names that begin with a dot; loading reads none of these.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vla_autoprune import contract
 from vla_autoprune.errors import BundleError, RecipeError
+from vla_autoprune.files import write_whole
 from vla_autoprune.frame import FloatArray
 from vla_autoprune.recipe import PruningRecipe, read_recipe
 
@@ -33,6 +37,7 @@ TOKENIZER = "tokenizer.json"
 ACTIONS = "actions.json"
 PREPROCESS = "preprocess.json"
 SAMPLES = "samples"
+ENGINES = "engines"
 
 _ANEW = "export the bundle anew with vla-autoprune export"
 _CHUNK_BYTES = 1 << 22
@@ -114,7 +119,7 @@ class Bundle:
 
     def graph_file(self, name: str) -> Path:
         """The ONNX file of a graph."""
-        return self.path / f"{name}.onnx"
+        return self.path / next(entry.file for entry in self.manifest.graphs if entry.name == name)
 
     def embedding(self) -> FloatArray:
         """[vocabulary, d] float32 token embeddings, memory-mapped."""
@@ -156,7 +161,7 @@ def write_manifest(
         graphs=tuple(_entry(graph) for graph in graphs),
     )
     manifest = manifest.model_copy(update={"bundle_id": manifest.computed_id()})
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+    write_whole(folder / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
     return manifest
 
 
@@ -193,7 +198,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Open a bundle and check all of it: versions, sizes, hashes, recipe, tensor contract.
+    """Open a bundle and check all of it: versions, sizes, hashes, recipe, tensor contract, tables.
+
+    Tokenizer, actions and preprocessing, which only planning needs, are the planner's to check.
 
     Args:
         folder: the bundle's directory.
@@ -202,10 +209,11 @@ def load_bundle(folder: Path) -> Bundle:
         The bundle.
 
     Raises:
-        BundleError: something is missing, truncated, edited, from another bundle or of a newer version; the
-            message names the file.
+        BundleError: something is missing, unlisted, truncated, edited, from another bundle, of a newer
+            version or of another shape; the message names the file.
     """
     manifest = read_manifest(folder)
+    _check_listed(folder, manifest)
     for entry in manifest.files:
         _check_file(folder, entry)
     try:
@@ -215,17 +223,68 @@ def load_bundle(folder: Path) -> Bundle:
     if recipe.sha256 != manifest.recipe_sha256 or recipe.model.weights_sha256 != manifest.weights_sha256:
         raise BundleError(f"{folder / RECIPE} belongs to another bundle; {_ANEW}")
     graphs = {entry.name: _graph(entry) for entry in manifest.graphs}
-    if contract.HEAD not in graphs:
-        raise BundleError(f"{folder / MANIFEST}: graph {contract.HEAD!r} is missing; {_ANEW}")
-    vocabulary = graphs[contract.HEAD].outputs[0].shape[1]
-    for wanted in contract.graphs(recipe, int(vocabulary)):
-        if graphs.get(wanted.name) != wanted:
-            raise BundleError(
-                f"{folder / MANIFEST}: tensors of {wanted.name!r} are not those of the contract; {_ANEW}"
-            )
-        if not (folder / f"{wanted.name}.onnx").is_file():
-            raise BundleError(f"{folder / wanted.name}.onnx is missing; {_ANEW}")
+    model = recipe.model
+    vocabulary = _check_table(folder / EMBEDDING, ("vocabulary", model.hidden))
+    _check_table(folder / ROTARY, (recipe.layout.length + recipe.decode_length, 2, model.head_dim))
+    try:
+        wanted = {graph.name: graph for graph in contract.graphs(recipe, vocabulary)}
+    except RecipeError as error:
+        raise BundleError(f"{folder / RECIPE}: {error}; {_ANEW}") from error
+    if list(graphs) != list(wanted):
+        raise BundleError(
+            f"{folder / MANIFEST}: graphs are {', '.join(graphs)}, the recipe needs {', '.join(wanted)}; "
+            f"{_ANEW}"
+        )
+    for name, graph in wanted.items():
+        if graphs[name] != graph:
+            raise BundleError(f"{folder / MANIFEST}: {_difference(graphs[name], graph)}; {_ANEW}")
     return Bundle(folder, manifest, recipe, graphs)
+
+
+def _check_listed(folder: Path, manifest: Manifest) -> None:
+    """What loading reads is in the manifest, hence checked; nothing else passes for a part of the bundle."""
+    listed = {entry.path for entry in manifest.files}
+    for name in (RECIPE, WEIGHTS, EMBEDDING, ROTARY, *(graph.file for graph in manifest.graphs)):
+        if name not in listed:
+            raise BundleError(f"{folder / MANIFEST} does not list {name}, which a bundle needs; {_ANEW}")
+    known = {path.split("/")[0] for path in listed} | {MANIFEST, SAMPLES, ENGINES}
+    for path in sorted(folder.iterdir()):
+        if path.name not in known and not path.name.startswith("."):
+            raise BundleError(
+                f"{path} is not in {MANIFEST}; only {ENGINES}/ and {SAMPLES}/ may be added to a bundle: "
+                f"move it elsewhere, or {_ANEW}"
+            )
+
+
+def _check_table(path: Path, shape: tuple[int | str, ...]) -> int:
+    """Refuse a table that is not float32 of a shape, in which names take any size; returns its rows."""
+    try:
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} is not an array file ({error}); {_ANEW}") from error
+    fits = len(table.shape) == len(shape) and all(
+        isinstance(wanted, str) or wanted == size for size, wanted in zip(table.shape, shape, strict=True)
+    )
+    if table.dtype != np.float32 or not fits:
+        raise BundleError(
+            f"{path} holds {table.dtype} [{', '.join(map(str, table.shape))}], expected float32 "
+            f"[{', '.join(map(str, shape))}]; {_ANEW}"
+        )
+    return len(table)
+
+
+def _difference(found: contract.Graph, wanted: contract.Graph) -> str:
+    """What makes a graph another than the contract's."""
+    by_name = {tensor.name: tensor for tensor in found.tensors}
+    for tensor in wanted.tensors:
+        given = by_name.get(tensor.name)
+        if given != tensor:
+            has = "missing" if given is None else f"{given.dtype} {list(given.shape)}"
+            return (
+                f"tensor {tensor.name} of {found.name!r} is {has}, recipe and {EMBEDDING} ask for "
+                f"{tensor.dtype} {list(tensor.shape)}"
+            )
+    return f"{found.name!r} has more tensors or other variants than the recipe asks for"
 
 
 def _check_file(folder: Path, entry: FileEntry) -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
+import numpy as np
 import pytest
 
-from vla_autoprune.bundle import MANIFEST, load_bundle
+from vla_autoprune.bundle import MANIFEST, Manifest, load_bundle
 from vla_autoprune.errors import BundleError
+from vla_autoprune.recipe import read_recipe
 
 
 @pytest.fixture
@@ -76,6 +79,90 @@ def test_a_manifest_cannot_point_outside_the_bundle(folder):
     edit_manifest(folder, lambda content: content["files"][0].update(path="../secret"))
     with pytest.raises(BundleError, match=r"files\.0\.path"):
         load_bundle(folder)
+
+
+def reseal(folder, change=lambda content: None) -> None:
+    """Rewrite the manifest so that sizes, hashes and id fit whatever the files now hold."""
+
+    def rewrite(content):
+        content["files"] = [entry for entry in content["files"] if (folder / entry["path"]).exists()]
+        for entry in content["files"]:
+            raw = (folder / entry["path"]).read_bytes()
+            entry.update(bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
+        content["recipe_sha256"] = read_recipe(folder / "recipe.json").sha256
+        change(content)
+        content["bundle_id"] = Manifest.model_validate(content).computed_id()
+
+    edit_manifest(folder, rewrite)
+
+
+def refusal(folder) -> str:
+    with pytest.raises(BundleError) as caught:
+        load_bundle(folder)
+    message = str(caught.value)
+    assert str(folder) in message and "export the bundle anew" in message and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    "name", ["weights.data", "embedding.npy", "rotary.npy", "recipe.json", "select.onnx"]
+)
+def test_a_manifest_must_list_what_loading_reads(folder, name):
+    reseal(folder, lambda content: content.update(files=[e for e in content["files"] if e["path"] != name]))
+    assert f"does not list {name}, which a bundle needs" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "name,change,message",
+    [
+        ("embedding.npy", lambda a: a.astype(np.float64), "holds float64 [512, 32], expected float32"),
+        ("embedding.npy", lambda a: a[:, :-1], "[512, 31], expected float32 [vocabulary, 32]"),
+        ("embedding.npy", lambda a: a[0], "holds float32 [32], expected float32 [vocabulary, 32]"),
+        ("embedding.npy", lambda a: a[:-1], "logits of 'head' is float32 [1, 512], recipe and embedding.npy"),
+        ("rotary.npy", lambda a: a[:-1], "holds float32 [123, 2, 8], expected float32 [124, 2, 8]"),
+        ("rotary.npy", lambda a: a[:, :1], "holds float32 [124, 1, 8], expected float32 [124, 2, 8]"),
+    ],
+)
+def test_tables_of_another_shape_are_named(folder, name, change, message):
+    np.save(folder / name, change(np.load(folder / name)))
+    reseal(folder)
+    text = refusal(folder)
+    assert message in text and name in text
+
+
+def test_a_table_that_is_no_array_is_named(folder):
+    (folder / "rotary.npy").write_bytes(b"not an array")
+    reseal(folder)
+    assert "rotary.npy is not an array file" in refusal(folder)
+
+
+def test_graphs_must_be_those_of_the_recipe(folder):
+    def widen(content):
+        content["graphs"][1]["inputs"][0]["shape"][2] = 33
+
+    def forget(content):
+        del content["graphs"][1]
+
+    reseal(folder, widen)
+    assert "tensor hidden of 'stage_00' is float32 [1, 'n', 33]" in refusal(folder)
+    reseal(folder, forget)
+    assert "graphs are vision, stage_01, " in refusal(folder)
+
+
+def test_a_recipe_that_cannot_be_exported_is_refused(folder):
+    path = folder / "recipe.json"
+    path.write_text(path.read_text().replace('"calibrated"', '"reference"'))
+    reseal(folder)
+    assert "only 'calibrated' recipes are exported" in refusal(folder)
+
+
+def test_only_engines_and_samples_may_be_added(folder):
+    for name in ("engines/onnxruntime-cpu/plan.bin", "samples/more.npz", ".hidden"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    load_bundle(folder)
+    (folder / "notes.txt").touch()
+    assert "notes.txt is not in manifest.json; only engines/ and samples/" in refusal(folder)
 
 
 def test_other_directories_are_not_bundles(tmp_path):
