@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vla_autoprune import contract
 from vla_autoprune.errors import BundleError, RecipeError
-from vla_autoprune.files import write_whole
+from vla_autoprune.files import first_fault, write_whole
 from vla_autoprune.frame import FloatArray
 from vla_autoprune.recipe import PruningRecipe, read_recipe
 
@@ -189,9 +189,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{path}: {field}: {first['msg']}; {_ANEW}") from error
+        raise BundleError(f"{path}: {first_fault(error)}; {_ANEW}") from error
     if manifest.computed_id() != manifest.bundle_id:
         raise BundleError(f"{path} has been edited: its contents do not give its bundle_id; {_ANEW}")
     return manifest

@@ -1,9 +1,11 @@
-"""Files that appear when they are whole."""
+"""Files that appear when they are whole, and one line on what is wrong with one that was read."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+from pydantic import ValidationError
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -22,3 +24,12 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing wrong with a file's contents, on one line: field, what is allowed, what was given."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"]) or "the file"
+    given = f", got {str(first['input'])[:60]!r}" if first["type"] not in ("missing", "json_invalid") else ""
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{field}: {first['msg']}{given}{more}"

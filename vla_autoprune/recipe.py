@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vla_autoprune.errors import RecipeError
-from vla_autoprune.files import write_whole
+from vla_autoprune.files import first_fault, write_whole
 from vla_autoprune.pruning import work
 from vla_autoprune.pruning.calibration import SlopeMapping
 from vla_autoprune.pruning.merging import merge_counts
@@ -601,14 +601,8 @@ def read_recipe(path: Path) -> PruningRecipe:
             f"{path}: cannot be read ({error.strerror}); give a recipe written by vla-autoprune calibrate"
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the file"
-        given = (
-            f", got {str(first['input'])[:60]!r}" if first["type"] not in ("missing", "json_invalid") else ""
-        )
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise RecipeError(
-            f"{path}: {field}: {first['msg']}{given}{more}; recipes come from vla-autoprune calibrate"
+            f"{path}: {first_fault(error)}; recipes come from vla-autoprune calibrate"
         ) from error
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error

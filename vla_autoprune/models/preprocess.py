@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vla_autoprune.errors import BundleError, InputError
+from vla_autoprune.files import first_fault
 from vla_autoprune.frame import CAMERAS, Image
 
 ASPECT_TOLERANCE = 0.05
+
+_ANEW = "train the model or export the bundle anew with vla-autoprune"
+
+Deviation = Annotated[float, Field(gt=0)]
 
 
 class Preprocessing(BaseModel):
@@ -28,17 +33,17 @@ class Preprocessing(BaseModel):
         height: pixels the tower sees.
         aspect_ratio: width over height of the images the model knows; others are refused. None takes any.
         mean: per channel (RGB), of values in 0..1.
-        std: per channel (RGB).
+        std: per channel (RGB), above 0.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    cameras: tuple[str, ...] = CAMERAS
+    cameras: Annotated[tuple[str, ...], Field(min_length=1)] = CAMERAS
     width: int = Field(default=96, ge=1)
     height: int = Field(default=96, ge=1)
     aspect_ratio: float | None = Field(default=None, gt=0)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    std: tuple[Deviation, Deviation, Deviation] = (0.25, 0.25, 0.25)
 
     def apply(self, images: Mapping[str, Image]) -> NDArray[np.float32]:
         """Pixel values of a frame's cameras.
@@ -83,17 +88,16 @@ class Preprocessing(BaseModel):
         if missing:
             raise InputError(
                 f"recipe expects {len(self.cameras)} cameras of {self.width}x{self.height} "
-                f"({', '.join(self.cameras)}), "
-                f"the frame has {len(images)}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} "
-                "missing; "
+                f"({', '.join(self.cameras)}), the frame has {len(images)}: {', '.join(missing)} "
+                f"{'is' if len(missing) == 1 else 'are'} missing; "
                 "a plan needs every camera the model was trained with"
             )
         for camera in self.cameras:
             image = images[camera]
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
                 raise InputError(
-                    f"image of {camera} is {image.dtype} {list(image.shape)}, expected uint8 [height, width, "
-                    "3] RGB"
+                    f"image of {camera} is {image.dtype} {list(image.shape)}, "
+                    "expected uint8 [height, width, 3] RGB"
                 )
             height, width = image.shape[:2]
             squeezed = (height, width) == (self.height, self.width)
@@ -104,8 +108,8 @@ class Preprocessing(BaseModel):
             ):
                 raise InputError(
                     f"image of {camera} is {width}x{height}; the model knows images of width / height "
-                    f"{self.aspect_ratio:.3f} (1600x900 is 1.778), within {ASPECT_TOLERANCE:.0%}: crop it to "
-                    "that shape"
+                    f"{self.aspect_ratio:.3f} (1600x900 is 1.778), within {ASPECT_TOLERANCE:.0%}: "
+                    "crop it to that shape"
                 )
 
 
@@ -118,7 +122,6 @@ def read_preprocessing(path: Path) -> Preprocessing:
     try:
         return Preprocessing.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror})") from error
+        raise BundleError(f"{path} cannot be read ({error.strerror}); {_ANEW}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise BundleError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise BundleError(f"{path}: {first_fault(error)}; {_ANEW}") from error

@@ -32,8 +32,7 @@ def choose_token(logits: FloatArray, allowed: range, rule: Rule, position: int) 
     if likeliest not in allowed:
         raise PlanError(
             f"answer token {position} would be {likeliest}, a plan has {allowed.start}..{allowed.stop - 1} "
-            "there; "
-            "the model's answer is not a plan"
+            "there; the model's answer is not a plan"
         )
     if rule == "greedy":
         return likeliest

@@ -125,7 +125,8 @@ class Pipeline:
         self._decode = {bucket.name: self._wire_decode(bucket) for bucket in self.recipe.buckets}
         steps = [self._vision, self._head]
         steps += [step for chain in (*self._prefill.values(), *self._decode.values()) for step in chain]
-        self._memory = self._allocate(steps)
+        self._elements = _elements(steps)
+        self._memory = {key: backend.allocate(*size) for key, size in self._elements.items()}
         self._views = {
             place: backend.view(self._memory[place.key], place.shape)
             for step in steps
@@ -145,11 +146,6 @@ class Pipeline:
         self._weight = np.zeros(len(layout.suffix_rows), dtype=np.float32)
         self._filled = np.zeros(1, dtype=np.int64)
         self._answer: _Answer | None = None
-
-    def kv_bytes(self, bucket: Bucket) -> int:
-        """Size of the KV caches of a bucket."""
-        model = self.recipe.model
-        return sum(bucket.kv_tokens_per_layer) * 2 * model.kv_heads * model.head_dim * self.embedding.itemsize
 
     def encode(self, timings: Timings) -> None:
         """Run the vision graph on `pixels`."""
@@ -184,7 +180,7 @@ class Pipeline:
             Logits and what happened.
 
         Raises:
-            PlanError: complexity, scores or logits are not finite.
+            PlanError: complexity, logits, or scores that choose tokens are not finite.
         """
         begin = time.perf_counter()
         self._answer = None
@@ -217,6 +213,8 @@ class Pipeline:
             else:
                 with timings.of(f"select_{len(filled) - 1:02d}"):
                     self._run(step)
+                if not np.isfinite(self._read(step, "score").sum()):
+                    raise self._not_finite(f"scores of {contract.stage_name(len(filled) - 1)} are not finite")
                 visual = visual[self._read(step, "kept")]
                 kept.append(visual)
         last = self._buffer(steps[-1], "hidden_out")
@@ -277,8 +275,7 @@ class Pipeline:
         if token_ids.shape != (self.recipe.layout.length,) or not suffix[0] < length <= len(token_ids):
             raise PlanError(
                 f"prompt has {length} of {len(token_ids)} tokens; the recipe's layout has "
-                f"{self.recipe.layout.length}, "
-                f"of which the first {suffix[0] + 1} at least are not padding"
+                f"{self.recipe.layout.length}, of which the first {suffix[0] + 1} at least are not padding"
             )
         first = self._prefill[self.recipe.buckets[0].name][0]
         hidden, features = self._buffer(first, "hidden"), self._buffer(self._vision, "features")
@@ -390,15 +387,6 @@ class Pipeline:
         }
         return _Step(name, variant, places)
 
-    def _allocate(self, steps: list[_Step]) -> dict[str, Buffer]:
-        """One piece of memory per key, as large as the largest bucket needs: buckets share it."""
-        self._elements: dict[str, tuple[int, contract.ElementType]] = {}
-        for step in steps:
-            for place in step.places.values():
-                largest = max(math.prod(place.shape), self._elements.get(place.key, (0, place.dtype))[0])
-                self._elements[place.key] = (largest, place.dtype)
-        return {key: self.backend.allocate(*size) for key, size in self._elements.items()}
-
     def _write_constants(self) -> None:
         layout = self.recipe.layout
         floors = [self.recipe.camera_floors.get(camera, 0) for camera in layout.cameras]
@@ -415,3 +403,13 @@ class Pipeline:
         for key, values in constants.items():
             if key in self._memory:
                 self.backend.write(self._memory[key], values)
+
+
+def _elements(steps: list[_Step]) -> dict[str, tuple[int, contract.ElementType]]:
+    """Per key of memory, as many elements as the largest bucket needs: buckets share it."""
+    elements: dict[str, tuple[int, contract.ElementType]] = {}
+    for step in steps:
+        for place in step.places.values():
+            largest = max(math.prod(place.shape), elements.get(place.key, (0, place.dtype))[0])
+            elements[place.key] = (largest, place.dtype)
+    return elements

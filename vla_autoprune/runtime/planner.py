@@ -9,13 +9,16 @@ import numpy as np
 from pydantic import ValidationError
 
 from vla_autoprune import bundle as bundles
+from vla_autoprune import contract
 from vla_autoprune.bundle import Bundle
-from vla_autoprune.errors import BundleError, InputError, PlanError
+from vla_autoprune.errors import BundleError, InputError
+from vla_autoprune.files import first_fault
 from vla_autoprune.frame import WAYPOINT_TIMES_S, FloatArray, Frame, Plan
 from vla_autoprune.models.actions import ActionCodec
 from vla_autoprune.models.preprocess import read_preprocessing
 from vla_autoprune.models.prompt import PromptBuilder, clipped_fields
 from vla_autoprune.pruning.policies import random_scores, uniform_scores
+from vla_autoprune.pruning.work import kv_mib
 from vla_autoprune.recipe import Bucket, bucket_for
 from vla_autoprune.runtime.backend import Backend
 from vla_autoprune.runtime.decode import Rule, choose_token
@@ -38,7 +41,11 @@ POLICIES: dict[str, Policy] = {
 
 
 class Planner:
-    """Plans frames with a bundle. Same inputs, same outputs; nothing is allocated per frame but the plan.
+    """Plans frames with a bundle. Same inputs, same outputs.
+
+    No tensor of the model is allocated per frame: pixels, hidden states, scores, caches and logits live in
+    memory made and bound beforehand. What a frame does allocate is small and on the host (resized images,
+    token ids, indices of kept tokens, timings, the plan), and what a backend needs inside one graph.
 
     Args:
         bundle: a checked bundle.
@@ -51,7 +58,7 @@ class Planner:
     Raises:
         RecipeError: the recipe has no such budget.
         InputError: the policy is unknown.
-        BundleError: tokenizer, actions or preprocessing do not fit the recipe.
+        BundleError: tokenizer, actions or preprocessing are missing, not valid, or do not fit the recipe.
     """
 
     def __init__(
@@ -136,7 +143,7 @@ class Planner:
             visual_tokens_into_layers=bucket.visual_tokens_into_layers,
             kept_visual=prefill.kept_visual,
             work_fraction=bucket.work_fraction,
-            kv_mib=self.pipeline.kv_bytes(bucket) / 2**20,
+            kv_mib=kv_mib(self.recipe.model, bucket.kv_tokens_per_layer),
             timings_ms=dict(timings.ms),
             flags=tuple(f"clipped: {name}" for name in clipped_fields(frame.ego)),
         )
@@ -153,27 +160,39 @@ class Planner:
         return None
 
     def _check_fit(self) -> None:
-        layout, preprocessing = self.recipe.layout, self.preprocessing
+        layout, preprocessing, codec = self.recipe.layout, self.preprocessing, self.codec
+        folder, anew = self.bundle.path, "export the bundle anew with vla-autoprune export"
         if preprocessing.cameras != layout.cameras:
             raise BundleError(
-                f"{self.bundle.path / bundles.PREPROCESS}: cameras are {list(preprocessing.cameras)}, the "
-                "recipe has "
-                f"{list(layout.cameras)}; export the bundle anew with vla-autoprune export"
+                f"{folder / bundles.PREPROCESS}: cameras are {', '.join(preprocessing.cameras)}, "
+                f"the recipe has {', '.join(layout.cameras)}; {anew}"
             )
         if (preprocessing.width, preprocessing.height) != layout.image_size:
             raise BundleError(
-                f"{self.bundle.path / bundles.PREPROCESS}: images are "
-                f"{preprocessing.width}x{preprocessing.height}, the "
-                f"recipe has {layout.image_size}; export the bundle anew with vla-autoprune export"
+                f"{folder / bundles.PREPROCESS}: images are {preprocessing.width}x{preprocessing.height}, "
+                f"the recipe has {layout.image_size}; {anew}"
             )
-        if self.codec.length > self.recipe.decode_length:
+        if codec.steps != len(WAYPOINT_TIMES_S):
             raise BundleError(
-                f"a plan has {self.codec.length} tokens, the recipe's decode_length is "
-                f"{self.recipe.decode_length}; "
-                "make the recipe anew with vla-autoprune calibrate"
+                f"{folder / bundles.ACTIONS}: steps is {codec.steps}, a plan has {len(WAYPOINT_TIMES_S)}; "
+                f"{anew}"
             )
-        if self.codec.steps != len(WAYPOINT_TIMES_S):
-            raise PlanError(f"actions have {self.codec.steps} steps, plans {len(WAYPOINT_TIMES_S)}")
+        if codec.length > self.recipe.decode_length:
+            raise BundleError(
+                f"{folder / bundles.RECIPE}: decode_length is {self.recipe.decode_length}, a plan has "
+                f"{codec.length} tokens; make the recipe anew with vla-autoprune calibrate"
+            )
+        (vocabulary,) = self.bundle.graphs[contract.HEAD].outputs[0].pinned({})[1:]
+        largest = {
+            bundles.ACTIONS: max(codec.tokens_at(position).stop - 1 for position in range(codec.length)),
+            bundles.TOKENIZER: max(self.prompt.tokenizer.get_vocab().values()),
+        }
+        for name, token in largest.items():
+            if token >= vocabulary:
+                raise BundleError(
+                    f"{folder / name}: tokens go up to {token}, the model's vocabulary to {vocabulary - 1}; "
+                    f"{anew}"
+                )
 
 
 def _grid(tokens: int) -> tuple[int, int]:
@@ -182,10 +201,10 @@ def _grid(tokens: int) -> tuple[int, int]:
 
 
 def _read_codec(bundle: Bundle) -> ActionCodec:
-    path = bundle.path / bundles.ACTIONS
+    path, anew = bundle.path / bundles.ACTIONS, "export the bundle anew with vla-autoprune export"
     try:
         return ActionCodec.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise BundleError(
-            f"{path} cannot be read: {error}; export the bundle anew with vla-autoprune export"
-        ) from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); {anew}") from error
+    except ValidationError as error:
+        raise BundleError(f"{path}: {first_fault(error)}; {anew}") from error

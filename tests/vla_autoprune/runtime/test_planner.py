@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from engines.onnxruntime import OnnxRuntimeBackend
-from vla_autoprune.errors import InputError, PlanError, RecipeError
+from vla_autoprune.errors import BundleError, InputError, PlanError, RecipeError
 from vla_autoprune.frame import CAMERAS, Command, EgoState, Frame
 from vla_autoprune.recipe import bucket_for
 from vla_autoprune.runtime.planner import Planner
@@ -144,6 +146,52 @@ def test_non_finite_pixels_give_an_error_and_no_harm(planner, frame):
     with pytest.raises(PlanError, match="run a prefill first"):
         pipeline.decode(0, Timings())
     assert np.array_equal(planner.plan(frame).waypoints_in_ego, good.waypoints_in_ego)
+
+
+def test_scores_that_are_not_finite_choose_no_tokens(planner, frame):
+    from vla_autoprune.runtime.pipeline import Timings
+
+    ids = planner.prompt.build(frame.ego, frame.command)
+    planner.preprocessing.fill(planner.pipeline.pixels, frame.images)
+    planner.pipeline.encode(Timings())
+
+    def spoil(stage, read):
+        if stage == 0:
+            read("score")[3] = np.nan  # on the host, reading gives the memory itself
+
+    bucket = planner.recipe.buckets_of(0.4)[0]
+    with pytest.raises(PlanError, match=r"scores of stage_00 are not finite"):
+        planner.pipeline.prefill(ids, len(ids), lambda _: bucket, Timings(), inspect=spoil)
+
+
+@pytest.mark.parametrize(
+    "name,change,message",
+    [
+        ("actions.json", {"steps": 5}, "steps is 5, a plan has 6"),
+        (
+            "actions.json",
+            {"first_curvature_token": 450},
+            "tokens go up to 530, the model's vocabulary to 511",
+        ),
+        ("actions.json", {"steps": "six", "more": 1}, "steps: .* got 'six' .and 1 more"),
+        ("preprocess.json", {"std": [0.25, 0.0, 0.25]}, r"std\.1: .* greater than 0, got '0\.0'"),
+        ("preprocess.json", {"width": 32}, r"images are 32x64, the recipe has \(64, 64\)"),
+        (
+            "preprocess.json",
+            {"cameras": ["CAM_FRONT"]},
+            "cameras are CAM_FRONT, the recipe has CAM_FRONT_LEFT,",
+        ),
+    ],
+)
+def test_texts_that_do_not_fit_the_bundle_are_named(stored_bundle, tmp_path, name, change, message):
+    folder = shutil.copytree(stored_bundle.path, tmp_path / "bundle")
+    values = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**values, **change}))
+    bundle = dataclasses.replace(stored_bundle, path=folder)
+    with pytest.raises(BundleError, match=message) as caught:
+        Planner(bundle, OnnxRuntimeBackend(bundle, threads=1))
+    text = str(caught.value)
+    assert text.startswith(str(folder / name)) and "anew" in text and "\n" not in text
 
 
 def test_frames_allocate_next_to_nothing(planner, frame):
