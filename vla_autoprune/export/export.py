@@ -6,8 +6,8 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -76,19 +76,20 @@ def export_bundle(
         The bundle, loaded and checked.
 
     Raises:
-        InputError: the opset is not offered, or `out` holds something that is not a bundle.
+        InputError: the opset is not offered, `out` is or holds the working directory, or it holds something
+            that is not a bundle.
         RecipeError: the recipe is for another model, or cannot be exported.
     """
     if opset not in OPSETS:
         raise InputError(f"opset is {opset}; allowed: {', '.join(map(str, OPSETS))}")
-    if out.exists() and not _may_be_replaced(out):
-        raise InputError(f"{out} exists and is not a bundle; name another directory or remove it")
+    place = _place(out)
     recipe.require_model(model.shape(recipe.model.id).weights_sha256, "the model to export")
     say = progress or (lambda what, done, total: None)
     graphs = contract.graphs(recipe, model.embedding.shape[0])
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    _clear_leftovers(place)
+    partial = _beside(place, "new")
+    partial.mkdir(parents=True)
     try:
         with WeightsFile(partial / bundle.WEIGHTS) as weights:
             for index, graph in enumerate(graphs):
@@ -114,8 +115,7 @@ def export_bundle(
             say("parity", len(graphs) + 1, len(graphs) + 2)
             check(partial)
             bundle.write_manifest(partial, recipe, graphs, options)
-        partial.chmod(0o755)
-        _replace_directory(partial, out)
+        _replace_directory(partial, place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     say("done", len(graphs) + 2, len(graphs) + 2)
@@ -288,22 +288,68 @@ def _apply_contract(proto: onnx.ModelProto, graph: contract.Graph) -> None:
                     dim.dim_param = size
 
 
-def _may_be_replaced(out: Path) -> bool:
+def _place(out: Path) -> Path:
+    """Where a bundle goes, as an absolute path without links; refused where something else would be lost."""
+    place = out.resolve()
+    if Path.cwd().is_relative_to(place):
+        raise InputError(
+            f"{out} is or holds the working directory; name a directory of its own for the bundle"
+        )
+    if place.exists() and not _may_be_replaced(place):
+        raise InputError(f"{out} exists and is not a bundle; name another directory or remove it")
+    return place
+
+
+def _may_be_replaced(place: Path) -> bool:
     """Whether a path is an empty directory or a bundle, damaged or of any version."""
-    if not out.is_dir():
+    if not place.is_dir():
         return False
-    manifest = out / bundle.MANIFEST
-    return b'"bundle_version"' in manifest.read_bytes() if manifest.is_file() else not any(out.iterdir())
+    manifest = place / bundle.MANIFEST
+    return b'"bundle_version"' in manifest.read_bytes() if manifest.is_file() else not any(place.iterdir())
 
 
-def _replace_directory(partial: Path, out: Path) -> None:
-    if not out.exists():
-        partial.replace(out)
+def _beside(place: Path, kind: str) -> Path:
+    """A hidden name of this process in the same folder: "new" is being made, "old" is being replaced."""
+    return place.with_name(f".{place.name}.{kind}-{os.getpid()}")
+
+
+def _clear_leftovers(place: Path) -> None:
+    """Remove what killed exports to the same place left; a bundle they had set aside gets its name back."""
+    pattern = re.compile(re.escape(f".{place.name}.") + r"(new|old)-(\d{1,9})")
+    for path in sorted(place.parent.iterdir()) if place.parent.is_dir() else ():
+        found = pattern.fullmatch(path.name)
+        if found is None or _runs_elsewhere(int(found[2])):
+            continue
+        if found[1] == "old" and not place.exists():
+            path.replace(place)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs_elsewhere(process: int) -> bool:
+    if process == os.getpid():  # containers give every run the same id
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it runs, and belongs to another user
+        pass
+    return True
+
+
+def _replace_directory(partial: Path, place: Path) -> None:
+    if not place.exists():
+        partial.replace(place)
         return
-    old = out.with_name(f".{out.name}.old-{os.getpid()}")
-    out.replace(old)
-    partial.replace(out)
-    shutil.rmtree(old)
+    old = _beside(place, "old")
+    place.replace(old)
+    try:
+        partial.replace(place)
+    except BaseException:
+        old.replace(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def tool_versions() -> dict[str, str]:

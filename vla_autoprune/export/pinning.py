@@ -89,6 +89,5 @@ def require_static(proto: onnx.ModelProto, graph: contract.Graph) -> None:
         if still_open:
             raise BundleError(
                 f"{graph.name} ({variant}): the shape of {', '.join(still_open[:5])} depends on more than "
-                "the "
-                "recipe's symbols; no static engine can hold it"
+                "the recipe's symbols; no static engine can hold it"
             )

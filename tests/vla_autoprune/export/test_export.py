@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -73,6 +76,54 @@ def test_a_failed_check_leaves_no_bundle(tiny_recipes, tiny_vla, tmp_path, monke
     with pytest.raises(ParityError, match="stage_01"):
         export_bundle(model, recipe, tmp_path / "b", text_files(tiny_vla), check=refuse)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_rename_brings_the_old_bundle_back(tmp_path):
+    from vla_autoprune.export.export import _replace_directory
+
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "manifest.json").touch()
+    with pytest.raises(FileNotFoundError):
+        _replace_directory(tmp_path / "absent", tmp_path / "b")
+    assert [path.name for path in tmp_path.rglob("*")] == ["b", "manifest.json"]
+
+
+def test_leftovers_of_killed_exports_are_cleared(tiny_recipes, tiny_vla, tmp_path, monkeypatch):
+    from vla_autoprune.export import export
+
+    def refuse(folder):
+        assert folder.name == f".b.new-{os.getpid()}"
+        raise ParityError("stage_01: differs")
+
+    dead = 999_999_999
+    for name in (
+        f".b.new-{dead}",
+        f".b.old-{dead}",
+        f".b.new-{os.getpid()}",
+        f".b.new-{os.getppid()}",
+        ".b.x",
+    ):
+        (tmp_path / name).mkdir()
+    (tmp_path / f".b.old-{dead}" / "manifest.json").write_text('{"bundle_version": 1}')
+    whole = contract.graphs
+    monkeypatch.setattr(export.contract, "graphs", lambda *given: whole(*given)[-1:])
+    with pytest.raises(ParityError, match="stage_01"):
+        export_bundle(
+            LlavaAdapter(tiny_vla.model),
+            tiny_recipes["plain"],
+            tmp_path / "b",
+            text_files(tiny_vla),
+            check=refuse,
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".b.new-{os.getppid()}", ".b.x", "b"]
+    assert (tmp_path / "b" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("out", [".", "..", "/"])
+def test_the_working_directory_is_not_replaced(tiny_recipes, tiny_vla, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="is or holds the working directory; name a directory of its own"):
+        export_bundle(LlavaAdapter(tiny_vla.model), tiny_recipes["plain"], Path(out), {})
 
 
 def test_a_recipe_of_another_model_is_refused(tiny_recipes, tiny_vla, tmp_path):
