@@ -41,8 +41,7 @@ class OnnxRuntimeBackend:
             options.log_severity_level = 3
             if threads is not None:
                 options.intra_op_num_threads = threads
-            # The graphs run one after the other: a session that spins after its turn takes the cores from the
-            # next.
+            # Graphs run one after the other: a session that spins after its turn takes the next one's cores.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             if low_memory:
                 options.add_session_config_entry("session.disable_prepacking", "1")
@@ -54,8 +53,7 @@ class OnnxRuntimeBackend:
             except Exception as error:
                 raise BackendError(
                     f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}; the bundle has "
-                    "opset "
-                    f"{bundle.manifest.options.opset}, export with --opset 18 for older runtimes"
+                    f"opset {bundle.manifest.options.opset}, export with --opset 18 for older runtimes"
                 ) from error
             self._check(name)
 
@@ -134,6 +132,5 @@ class OnnxRuntimeBackend:
                 name_of = next(key for key in {**found, **wanted} if found.get(key) != wanted.get(key))
                 raise BackendError(
                     f"{name}.onnx: tensor {name_of} is {found.get(name_of)}, the manifest says "
-                    f"{wanted.get(name_of)}; "
-                    "export the bundle anew with vla-autoprune export"
+                    f"{wanted.get(name_of)}; export the bundle anew with vla-autoprune export"
                 )

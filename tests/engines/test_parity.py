@@ -62,3 +62,28 @@ def test_another_complexity_is_noticed(tiny_bundles, tiny_vla, inputs, monkeypat
     monkeypatch.setattr("engines.parity.run_eager", off)
     with pytest.raises(ParityError, match=r"complexity \(bucket full, input 0\) is"):
         check_parity(bundle, OnnxRuntimeBackend(bundle, threads=1), LlavaAdapter(tiny_vla.model), inputs)
+
+
+def test_hidden_states_of_another_shape_are_noticed(tiny_bundles, tiny_vla, inputs, monkeypatch):
+    bundle = tiny_bundles["plain"]
+
+    def shorter(*given, **options):
+        run = run_eager(*given, **options)
+        return dataclasses.replace(run, hidden=(run.hidden[0], run.hidden[1][1:], run.hidden[2]))
+
+    monkeypatch.setattr("engines.parity.run_eager", shorter)
+    with pytest.raises(ParityError, match=r"stage_01 \(bucket full, input 0\): hidden states differ by inf"):
+        check_parity(bundle, OnnxRuntimeBackend(bundle, threads=1), LlavaAdapter(tiny_vla.model), inputs)
+
+
+def test_an_answer_that_may_not_end_is_followed(tiny_bundles, tiny_vla, inputs, monkeypatch):
+    """`generate` takes the second best word where the end token is the likeliest; so must the comparison."""
+    bundle, model = tiny_bundles["plain"], LlavaAdapter(tiny_vla.model)
+    given = inputs[0]
+    images = torch.from_numpy(given.pixel_values)
+    free, _ = model.generate(given.token_ids, images, 12)
+    monkeypatch.setattr(tiny_vla.model.generation_config, "eos_token_id", int(free[0]))
+    held, logits = model.generate(given.token_ids, images, 12)
+    assert held[0] != free[0] and logits[0].argmax() == free[0]
+    report = check_parity(bundle, OnnxRuntimeBackend(bundle, threads=1), model, inputs)
+    assert 0 < report.generate_error < 1e-4

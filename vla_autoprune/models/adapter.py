@@ -51,7 +51,7 @@ class StageModel(Protocol):
         ...
 
     def generate(self, token_ids: IntArray, pixel_values: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """Greedy answer of the whole, untouched model: [steps] tokens and [steps, vocabulary] logits."""
+        """Greedy answer of the whole model: [steps] tokens as fed back, and [steps, vocabulary] logits."""
         ...
 
     def decoder_attention(self, function: AttentionFunction) -> Any:
@@ -73,8 +73,8 @@ class LlavaAdapter:
         ):
             raise InputError(
                 f"model takes vision features {config.vision_feature_select_strategy!r} of layer "
-                f"{config.vision_feature_layer}; only one layer without its [CLS] row ('default') is "
-                "supported"
+                f"{config.vision_feature_layer}; "
+                "only one layer without its [CLS] row ('default') is supported"
             )
         self.model = model.float().eval()
         self.decoder = model.model.language_model
@@ -137,10 +137,10 @@ class LlavaAdapter:
         Args:
             token_ids: [N] prompt without padding.
             pixel_values: [c, 3, h, w] normalised images.
-            steps: tokens to generate; the end token does not stop it.
+            steps: tokens to generate; where the end token would be next, the second best is.
 
         Returns:
-            [steps] tokens and [steps, vocabulary] logits.
+            [steps] tokens as they were fed back, and [steps, vocabulary] logits, the end token's among them.
         """
         with torch.no_grad():
             answer: Any = self.model.generate(
@@ -153,8 +153,7 @@ class LlavaAdapter:
                 return_dict_in_generate=True,
                 output_logits=True,
             )
-        logits = torch.cat(answer.logits)
-        return logits.argmax(dim=-1), logits
+        return answer.sequences[0, len(token_ids) :], torch.cat(answer.logits)
 
     @contextmanager
     def decoder_attention(self, function: AttentionFunction) -> Iterator[None]:
