@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_autoprune.frame import FloatArray
-
 
 def random_scores(visual_tokens: int, frame_token: str, seed: int = 0) -> NDArray[np.float32]:
     """Scores that rank visual tokens at random, the same for the same frame everywhere.
@@ -54,15 +52,3 @@ def uniform_scores(grids: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
         # Shares of the camera's own tokens, so that cameras of unequal size thin out alike.
         ranks.append((place + (camera + 1) / (len(grids) + 1)) / (rows * columns))
     return (1.0 - np.concatenate(ranks)).astype(np.float32)
-
-
-def worst_first(scores: FloatArray) -> FloatArray:
-    """Turn a ranking round: the control that must do worse than random if the scores mean anything.
-
-    Args:
-        scores: [V] scores.
-
-    Returns:
-        [V] negated scores.
-    """
-    return -scores

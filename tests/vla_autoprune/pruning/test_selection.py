@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_autoprune.pruning.merging import group_tokens, merge_counts, merge_sources
-from vla_autoprune.pruning.policies import random_scores, uniform_scores, worst_first
+from vla_autoprune.pruning.policies import random_scores, uniform_scores
 from vla_autoprune.pruning.selection import fused_scores, select_top, text_scores
 from vla_autoprune.pruning.work import kv_mib, prefill_flops, published_macs
 from vla_autoprune.recipe import ModelShape
@@ -110,11 +110,6 @@ def test_uniform_scores_spread_over_the_image() -> None:
     kept = select_top(uniform_scores([(8, 8)]), 16)
     blocks = {(slot // 8 // 2, slot % 8 // 2) for slot in kept.tolist()}
     assert len(blocks) == 16
-
-
-def test_worst_first_turns_the_ranking_round() -> None:
-    scores = np.array([3.0, 1.0, 2.0])
-    assert select_top(worst_first(scores), 1).tolist() == [1]
 
 
 def test_work_counts_causal_grouped_query_attention() -> None:
