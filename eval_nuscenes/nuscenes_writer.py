@@ -221,7 +221,7 @@ def _existing(
     """The record of an identical data set at root; None when the place is free or may be overwritten."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return None
-    way_out = "choose another --root, or pass --overwrite to replace it"
+    way_out = "choose another --out, or pass --overwrite to replace it"
     try:
         record = read_record(root) if root.is_dir() else None
     except InputError as error:
@@ -231,7 +231,7 @@ def _existing(
     if record is None:
         raise InputError(
             f"{root} exists and is not a synthetic data set (it has no {RECORD_FILE}); "
-            "choose an empty or new folder as --root; it will not be overwritten"
+            "choose an empty or new folder as --out; it will not be overwritten"
         )
     here, wanted = record.options.model_dump(), options.model_dump()
     changed = [
@@ -259,7 +259,7 @@ def _partial_folder(root: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
-                f"another process is writing {folder}; wait for it or choose another --root"
+                f"another process is writing {folder}; wait for it or choose another --out"
             ) from error
         try:
             for leftover in folder.iterdir():  # of a run that was killed

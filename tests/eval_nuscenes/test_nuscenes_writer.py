@@ -504,7 +504,7 @@ def test_a_finished_data_set_is_reused_and_left_alone(dataset: Dataset) -> None:
 
 def test_a_foreign_folder_is_refused_even_with_overwrite(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(InputError, match=r"not a synthetic data set .*--root"):
+    with pytest.raises(InputError, match=r"not a synthetic data set .*--out"):
         write_dataset(tmp_path, options(), workers=1, overwrite=True, simulate=crossroads_drive)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 

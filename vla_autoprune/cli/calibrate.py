@@ -8,6 +8,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vla_autoprune.cli import app
+from vla_autoprune.cli.options import THREADS, CommandSource, comma_list, finite, require_file
 from vla_autoprune.errors import InputError
 
 if TYPE_CHECKING:
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
     from vla_autoprune.pruning.calibration import MappingFit, SlopeMapping
     from vla_autoprune.runtime.slope_losses import KnownDrive, SlopeLosses
+
+
+class Reduction(str, Enum):
+    """How scores over heads and text rows become one."""
+
+    MEAN = "mean"
+    MAX = "max"
 
 
 @app.command()
@@ -45,7 +54,9 @@ def calibrate(
     points: str | None = typer.Option(
         None, "--points", help="Drop tokens after these decoder layers; default: spread over the depth."
     ),
-    reduction: str = typer.Option("mean", "--reduction", help="Score over heads and text rows: mean or max."),
+    reduction: Reduction = typer.Option(
+        Reduction.MEAN, "--reduction", help="Score over heads and text rows."
+    ),
     encoder_weight: float = typer.Option(
         0.0, "--encoder-weight", min=0, help="Weight of the tower's [CLS] attention at the first point."
     ),
@@ -53,11 +64,11 @@ def calibrate(
     keep_mapping: bool = typer.Option(
         False, "--keep-mapping", help="Write the fitted mapping even where it does not help."
     ),
-    command_source: str = typer.Option(
-        "route", "--command-source", help="route, or future (a label leak, for data without routes)."
+    command_source: CommandSource = typer.Option(
+        CommandSource.ROUTE, "--command-source", help="future is a label leak, for data without routes."
     ),
     limit: int | None = typer.Option(200, "--limit", min=1, help="Frames to use, spread over the split."),
-    threads: int | None = typer.Option(None, "--threads", min=1, help="CPU threads; all cores unless given."),
+    threads: int | None = THREADS,
 ) -> None:
     """Choose from data which frames keep their tokens longer, and write the pruning recipe.
 
@@ -79,23 +90,20 @@ def calibrate(
     from vla_autoprune.runtime.planner import Planner
     from vla_autoprune.runtime.slope_losses import measure_slopes
 
-    if reduction not in ("mean", "max"):
-        raise InputError(f"--reduction is {reduction!r}; allowed: mean, max")
+    require_file("--out", out)
     if not math.isfinite(encoder_weight):
         raise InputError(f"--encoder-weight is {encoder_weight}; expected a number from 0 on")
-    if command_source not in ("route", "future"):
-        raise InputError(f"--command-source is {command_source!r}; allowed: route, future")
     options: dict[str, Any] = {
-        "budgets": _numbers("--budgets", budgets),
-        "pruning_points": None if points is None else _layers(points),
-        "scorer": Scorer(reduction=reduction, encoder_weight=encoder_weight),  # type: ignore[arg-type]
+        "budgets": comma_list("--budgets", budgets, finite, "0.6,0.4,0.25"),
+        "pruning_points": None if points is None else comma_list("--points", points, int, "1,3,5"),
+        "scorer": Scorer(reduction=reduction.value, encoder_weight=encoder_weight),
         "recovery": recovery,
     }
-    steps = DEFAULT_SLOPES if slopes is None else sorted(_numbers("--slopes", slopes))
+    steps = DEFAULT_SLOPES if slopes is None else sorted(comma_list("--slopes", slopes, finite, "0,0.2,0.4"))
     console = Console(soft_wrap=True)
     vla = load_shipped() if model is None else load_model(model)
     adapter = LlavaAdapter(vla.model)
-    samples = NuScenesSplit(data, version, split, command_source, limit)  # type: ignore[arg-type]
+    samples = NuScenesSplit(data, version, split, command_source.value, limit)
     if len(samples.scene_names) < LEAST_CLUSTERS:
         raise InputError(
             f"split {split} of {data} has {len(samples.scene_names)} scenes, a mapping needs at least "
@@ -164,25 +172,6 @@ def chosen_mapping(fit: MappingFit, keep: bool = False) -> SlopeMapping:
         return fit.mapping
     slope = fit.mapping.fixed_slope
     return SlopeMapping(edges=(), slopes=(slope,), fixed_slope=slope)
-
-
-def _numbers(option: str, text: str) -> list[float]:
-    try:
-        found = [float(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or not all(map(math.isfinite, found)):
-        raise InputError(f"{option} is {text!r}; expected numbers separated by commas, like 0.6,0.4,0.25")
-    return found
-
-
-def _layers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(
-            f"--points is {text!r}; expected layer numbers separated by commas, like 1,3,5"
-        ) from None
 
 
 def _drives(samples: NuScenesSplit, cameras: tuple[str, ...]) -> Iterator[KnownDrive]:

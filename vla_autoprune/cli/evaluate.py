@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import typer
 from rich.console import Console
@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from vla_autoprune.cli import app
-from vla_autoprune.errors import InputError
+from vla_autoprune.cli.options import THREADS, CommandSource, comma_list, finite, require_directory
 
 if TYPE_CHECKING:
     from eval_nuscenes.summary import EvaluationSummary, Interval, VariantSummary
@@ -41,17 +41,17 @@ def evaluate(
     ),
     version: str = typer.Option("v1.0-synth", "--version", help="Folder of its tables, such as v1.0-mini."),
     split: str = typer.Option("val", "--split", help="A split of the data set, or all."),
-    budgets: str = typer.Option(
-        "", "--budgets", metavar="B,B,…", help="Budgets to run; all of the recipe's if not given."
+    budgets: str | None = typer.Option(
+        None, "--budgets", metavar="B,B,…", help="Budgets to run; all of the recipe's unless given."
     ),
-    limit: int | None = typer.Option(None, "--limit", help="This many samples, spread over the split."),
+    limit: int | None = typer.Option(
+        None, "--limit", min=1, help="This many samples, spread over the split."
+    ),
     out: Path = typer.Option(Path("out/evaluation"), "--out", metavar="DIR", help="Where the results go."),
-    command_source: str = typer.Option(
-        "route", "--command-source", help="Driving command: route (recorded), or future (leaks the label)."
+    command_source: CommandSource = typer.Option(
+        CommandSource.ROUTE, "--command-source", help="future is a label leak, for data without routes."
     ),
-    threads: int | None = typer.Option(
-        None, "--threads", min=1, help="Threads of the backend; all cores if not given."
-    ),
+    threads: int | None = THREADS,
     warm_up: int = typer.Option(3, "--warm-up", min=0, help="Plans per variant before the first counts."),
 ) -> None:
     """Score a bundle's plans: unpruned, AutoPrune and random tokens at each budget.
@@ -76,19 +76,17 @@ def evaluate(
     from vla_autoprune.recipe import published_work_fraction
     from vla_autoprune.runtime.planner import Planner, Policy
 
-    if command_source not in ("route", "future"):
-        raise InputError(f"--command-source is {command_source!r}; allowed: route, future")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; give a directory")
+    require_directory("--out", out)
+    chosen = None if budgets is None else comma_list("--budgets", budgets, finite, "0.6,0.4,0.25")
     console = Console(soft_wrap=True)
     opened = load_bundle(bundle)
     recipe = opened.recipe
-    wanted = _budgets(budgets) or recipe.budgets
+    wanted = tuple(sorted(set(chosen or recipe.budgets), reverse=True))
     for budget in wanted:
         recipe.buckets_of(budget)
-    samples = NuScenesSplit(data, version, split, cast(Literal["route", "future"], command_source), limit)
+    samples = NuScenesSplit(data, version, split, command_source.value, limit)
     samples.check_images(recipe.layout.cameras)
-    if command_source == "future":
+    if command_source is CommandSource.FUTURE:
         console.print(
             "label leak: commands come from the true future; figures are optimistic", style="yellow"
         )
@@ -102,7 +100,7 @@ def evaluate(
         bundle_id=opened.manifest.bundle_id,
         data_hash=samples.data_hash,
         variants=tuple(variant.name for variant in variants),
-        command_source=command_source,
+        command_source=command_source.value,
         code=evaluation.code_hash(),
         machine=f"{evaluation.machine()}; {backend.device}",
         versions=evaluation.versions(),
@@ -155,14 +153,6 @@ def evaluate(
     backend.close()
     _print(result)
     Console(soft_wrap=True).print(f"wrote {out / 'results.json'} and {out / 'report.html'}", highlight=False)
-
-
-def _budgets(text: str) -> tuple[float, ...]:
-    try:
-        found = tuple(float(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise InputError(f"--budgets is {text!r}; expected fractions such as 0.6,0.4,0.25") from error
-    return tuple(sorted(set(found), reverse=True))
 
 
 def _progress(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vla_autoprune.cli import app
+from vla_autoprune.cli.options import require_directory
 from vla_autoprune.errors import BundleError
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ def export(
     opset: int = typer.Option(
         23, "--opset", help="ONNX operator set: 23, or 18 for TensorRT of JetPack 6 and older runtimes."
     ),
-    anew: bool = typer.Option(
-        False, "--anew", help="Export even if the bundle there has the same model, recipe and options."
+    overwrite: bool = typer.Option(
+        False, "--overwrite", help="Export even if the bundle there has the same model, recipe and options."
     ),
 ) -> None:
     """Export vision tower, decoder stages and head to ONNX, check them against the model, write a bundle.
@@ -55,12 +56,15 @@ def export(
     from vla_autoprune.models.adapter import LlavaAdapter
     from vla_autoprune.models.driving_vla import SHIPPED, load_model, load_shipped
 
+    require_directory("BUNDLE", out)
     console = Console(soft_wrap=True)
     vla = load_shipped() if model is None else load_model(model)
     adapter = LlavaAdapter(vla.model)
     chosen = _recipe(recipe, model or SHIPPED, adapter, vla)
-    if not anew and _is_current(out, chosen, opset, text_files(vla)):
-        console.print(f"{out} is already the bundle of this model, recipe and opset; --anew exports it again")
+    if not overwrite and _is_current(out, chosen, opset, text_files(vla)):
+        console.print(
+            f"{out} is already the bundle of this model, recipe and opset; --overwrite exports it again"
+        )
         return
     with Progress(
         TextColumn("[bold]export[/]"),

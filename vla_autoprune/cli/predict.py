@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vla_autoprune.cli import app
+from vla_autoprune.cli.options import THREADS, PolicyName, require_directory
 from vla_autoprune.errors import InputError
 from vla_autoprune.frame import Command, EgoState, Frame, Plan
 
@@ -35,9 +36,11 @@ def predict(
         "--budget",
         help="Mean share of visual tokens in the decoder; one of the recipe's. Default: all.",
     ),
-    policy: str = typer.Option("autoprune", "--policy", help="autoprune, fixed, random or uniform."),
+    policy: PolicyName = typer.Option(
+        PolicyName.AUTOPRUNE, "--policy", help="How tokens are chosen: by AutoPrune, or as in a comparison."
+    ),
     out: Path = typer.Option(Path("out/predict"), "--out", metavar="DIR", help="For the two result files."),
-    threads: int | None = typer.Option(None, "--threads", min=1, help="CPU threads; all cores unless given."),
+    threads: int | None = THREADS,
 ) -> None:
     """Plan one frame of image files; write waypoints.json and picture.png.
 
@@ -45,12 +48,11 @@ def predict(
     """
     from engines.onnxruntime import OnnxRuntimeBackend
     from vla_autoprune.bundle import load_bundle
-    from vla_autoprune.runtime.planner import POLICIES, Planner
+    from vla_autoprune.runtime.planner import Planner
 
-    if policy not in POLICIES:
-        raise InputError(f"--policy is {policy!r}; allowed: {', '.join(POLICIES)}")
+    require_directory("--out", out)
     loaded = load_bundle(bundle)
-    planner = Planner(loaded, OnnxRuntimeBackend(loaded, threads=threads), budget, POLICIES[policy])
+    planner = Planner(loaded, OnnxRuntimeBackend(loaded, threads=threads), budget, policy.value)
     frame = Frame(
         images=read_images(images, loaded.recipe.layout.cameras),
         ego=EgoState(speed, acceleration, yaw_rate),

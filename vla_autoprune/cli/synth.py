@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vla_autoprune.cli import app
+from vla_autoprune.cli.options import comma_list, require_directory
 from vla_autoprune.errors import InputError
 
 _SIZE = re.compile(r"(\d+)x(\d+)")
@@ -17,9 +18,8 @@ _SIZE = re.compile(r"(\d+)x(\d+)")
 
 @app.command()
 def synth(
-    root: Path = typer.Option(
+    out: Path = typer.Option(
         Path("out/synth"),
-        "--root",
         "--out",
         metavar="DIR",
         help="Folder of the data set, new or empty (the dataroot).",
@@ -58,14 +58,15 @@ def synth(
 
     Ten drives in out/synth: vla-autoprune synth
 
-    A larger set elsewhere: vla-autoprune synth --root big --scenes 100 --seed 7
+    A larger set elsewhere: vla-autoprune synth --out big --scenes 100 --seed 7
 
-    Full-size images: vla-autoprune synth --root full --image-size 1600x900
+    Full-size images: vla-autoprune synth --out full --image-size 1600x900
 
-    Some kinds only: vla-autoprune synth --root lit --kinds light,pedestrian
+    Some kinds only: vla-autoprune synth --out lit --kinds light,pedestrian
     """
     from eval_nuscenes.nuscenes_writer import VERSION, dataset_options, write_dataset
 
+    require_directory("--out", out)
     size = _SIZE.fullmatch(image_size)
     if not size:
         raise InputError(f"--image-size: {image_size!r} is not WIDTHxHEIGHT in pixels, such as 800x450")
@@ -75,15 +76,15 @@ def synth(
         duration_s=duration_s,
         width=int(size[1]),
         height=int(size[2]),
-        kinds=() if kinds == "all" else tuple(kind.strip() for kind in kinds.split(",")),
+        kinds=() if kinds == "all" else tuple(comma_list("--kinds", kinds, str, "lead,light")),
         val_fraction=val_fraction,
         calibration_fraction=calibration_fraction,
         jpeg_quality=jpeg_quality,
     )
-    dataset = write_dataset(root, options, workers=workers, overwrite=overwrite)
+    dataset = write_dataset(out, options, workers=workers, overwrite=overwrite)
 
     record, console = dataset.record, Console(soft_wrap=True)
-    table = Table(title=f"{root} ({VERSION}){', as it was' if dataset.reused else ''}", title_justify="left")
+    table = Table(title=f"{out} ({VERSION}){', as it was' if dataset.reused else ''}", title_justify="left")
     for column in ("split", "drives", "kinds"):
         table.add_column(column)
     for split in ("train", "calibration", "val"):
@@ -97,7 +98,7 @@ def synth(
         f"content {record.content_sha256[:12]}"
     )
     console.print(
-        f'open it: NuScenes(version="{VERSION}", dataroot="{root}")',
+        f'open it: NuScenes(version="{VERSION}", dataroot="{out}")',
         style="dim",
         markup=False,
         highlight=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 from rich.console import Console
 
 from vla_autoprune.cli import app
+from vla_autoprune.cli.options import comma_list, require_directory
 from vla_autoprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,6 +21,14 @@ TRAINING_SEED = 1_000_000_000
 HELD_OUT_SEED = 900_000_000
 """Seeds that neither data sets nor each other reach: no drive that is judged was trained on."""
 SEEDS_PER_TRAINING = 10_000_000
+
+
+class Device(str, Enum):
+    """What trains."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
 
 
 @app.command()
@@ -31,8 +41,8 @@ def train(
     cache: Annotated[
         Path | None, typer.Option(help="Where scenes are kept between trainings; default: OUT/scenes.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the training.")] = 2,
+    device: Annotated[Device, typer.Option(help="auto takes a GPU where there is one.")] = Device.AUTO,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     workers: Annotated[int, typer.Option(min=1, help="Processes that make scenes.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of scenes, weights and training.")] = 0,
     effort: Annotated[
@@ -84,6 +94,7 @@ def train(
     from vla_autoprune.models.training import STAGES, Trainer, TrainingOptions
 
     console = Console(soft_wrap=True)
+    require_directory("--out", out)
     where = _device(device)
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high")
@@ -131,23 +142,18 @@ def train(
         console.print(f"time is up; the same command goes on from {trainer.checkpoint}")
 
 
-def _device(name: str) -> torch.device:
+def _device(device: Device) -> torch.device:
     import torch
 
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise InputError(f"--device is {name!r}; it can be auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
+    if device is Device.AUTO:
+        device = Device.CUDA if torch.cuda.is_available() else Device.CPU
+    if device is Device.CUDA and not torch.cuda.is_available():
         raise InputError("--device is cuda, but this torch sees no GPU; use --device cpu")
-    return torch.device(name)
+    return torch.device(device.value)
 
 
 def _stage_scenes(text: str) -> list[int]:
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError:
-        counts = []
+    counts = comma_list("--stages", text, int, "20000,100000,200000")
     if len(counts) != 3 or min(counts) < 0:
         raise InputError(
             f"--stages is {text!r}; give three counts of scenes, for example 20000,100000,200000"

@@ -26,11 +26,10 @@ def model(tiny_vla, tmp_path_factory):
 @pytest.mark.parametrize(
     "options,message",
     [
-        (["--budgets", "0.6,nan"], "--budgets is '0.6,nan'; expected numbers"),
-        (["--slopes", "flat"], "--slopes is 'flat'; expected numbers"),
-        (["--points", "1.5"], "--points is '1.5'; expected layer numbers"),
+        (["--budgets", "0.6,nan"], "--budgets is '0.6,nan'; expected values"),
+        (["--slopes", "flat"], "--slopes is 'flat'; expected values"),
+        (["--points", "1.5"], "--points is '1.5'; expected values"),
         (["--encoder-weight", "inf"], "--encoder-weight is inf"),
-        (["--reduction", "sum"], "--reduction is 'sum'; allowed: mean, max"),
         ([], "data root .* does not exist"),
     ],
 )

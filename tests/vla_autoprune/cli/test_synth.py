@@ -22,7 +22,7 @@ def synth(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_a_data_set_is_written_then_reused(tmp_path: Path) -> None:
     root = tmp_path / "deep" / "synth"
-    first = synth("--root", root, *TINY)
+    first = synth("--out", root, *TINY)
     assert first.returncode == 0, first.stderr
     assert 'NuScenes(version="v1.0-synth"' in first.stdout
     assert "18 keyframes of six cameras" in first.stdout
@@ -38,6 +38,7 @@ def test_a_data_set_is_written_then_reused(tmp_path: Path) -> None:
     [
         (("--image-size", "800"), "--image-size: '800' is not WIDTHxHEIGHT"),
         (("--kinds", "lead,flying"), "there is no flying; choose from free, lead"),
+        (("--kinds", "lead,"), "--kinds is 'lead,'; expected values separated by commas"),
         (("--scenes", "0"), "scenes: .*greater than or equal to 1"),
         (("--val-fraction", "0.9"), "at most 1"),
         (("--workers", "0"), "workers: 0"),
@@ -46,7 +47,7 @@ def test_a_data_set_is_written_then_reused(tmp_path: Path) -> None:
 def test_a_wrong_option_is_one_line_and_exit_code_2(
     tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    result = synth("--root", tmp_path / "synth", *arguments)
+    result = synth("--out", tmp_path / "synth", *arguments)
     assert result.returncode == 2
     assert re.search(message, result.stderr)
     assert len(result.stderr.strip().splitlines()) == 1
@@ -55,16 +56,16 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
 
 def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
-    result = synth("--root", tmp_path, *TINY)
+    result = synth("--out", tmp_path, *TINY)
     assert result.returncode == 2
     assert "is not a synthetic data set" in result.stderr
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    result = synth("--root", tmp_path / "file" / "synth", *TINY)
+    result = synth("--out", tmp_path / "file" / "synth", *TINY)
     assert result.returncode == 2
-    assert "cannot write the data set" in result.stderr
+    assert f"{tmp_path / 'file'} is a file; give a directory" in result.stderr
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -74,7 +75,7 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, workers: int) -> Non
         "-m",
         "vla_autoprune.cli",
         "synth",
-        "--root",
+        "--out",
         tmp_path / "synth",
         "--scenes",
         "50",
@@ -97,7 +98,7 @@ def test_workers_end_with_a_main_process_that_was_killed(tmp_path: Path) -> None
         "-m",
         "vla_autoprune.cli",
         "synth",
-        "--root",
+        "--out",
         tmp_path / "synth",
         "--scenes",
         "50",
@@ -109,7 +110,7 @@ def test_workers_end_with_a_main_process_that_was_killed(tmp_path: Path) -> None
     process.kill()
     process.wait()
     wait_for(lambda: not group_lives(process.pid))
-    finished = synth("--root", tmp_path / "synth", *TINY)
+    finished = synth("--out", tmp_path / "synth", *TINY)
     assert finished.returncode == 0, finished.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["synth"]
 

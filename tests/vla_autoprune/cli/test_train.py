@@ -39,8 +39,8 @@ def test_training_stops_when_told_goes_on_and_leaves_a_model(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("option", "value", "named"),
     [
-        ("--device", "tpu", "'tpu'; it can be auto, cpu or cuda"),
         ("--stages", "1,2", "'1,2'; give three counts"),
+        ("--stages", "1,2,many", "'1,2,many'; expected values separated by commas"),
     ],
 )
 def test_bad_options_are_named(tmp_path: Path, option: str, value: str, named: str) -> None:
