@@ -257,7 +257,7 @@ def _check_listed(folder: Path, manifest: Manifest) -> None:
 def _check_table(path: Path, shape: tuple[int | str, ...]) -> int:
     """Refuse a table that is not float32 of a shape, in which names take any size; returns its rows."""
     try:
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
+        table = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} is not an array file ({error}); {_ANEW}") from error
     fits = len(table.shape) == len(shape) and all(

@@ -130,8 +130,9 @@ def test_tables_of_another_shape_are_named(folder, name, change, message):
     assert message in text and name in text
 
 
-def test_a_table_that_is_no_array_is_named(folder):
-    (folder / "rotary.npy").write_bytes(b"not an array")
+@pytest.mark.parametrize("content", [b"", b"not an array", b"PK\x05\x06" + bytes(18)])
+def test_a_table_that_is_no_array_is_named(folder, content):
+    (folder / "rotary.npy").write_bytes(content)
     reseal(folder)
     assert "rotary.npy is not an array file" in refusal(folder)
 
