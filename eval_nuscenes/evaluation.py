@@ -27,7 +27,10 @@ from vla_autoprune.errors import InputError, PlanError
 from vla_autoprune.fingerprint import source_hash
 from vla_autoprune.frame import CAMERAS, WAYPOINT_TIMES_S, Frame, Plan
 
-VariantKind = Literal["full", "autoprune", "random", "blanked", "constant_velocity"]
+PrunedKind = Literal["autoprune", "random", "uniform", "fixed"]
+"""The policies of `vla_autoprune.runtime.planner` that can be compared."""
+
+VariantKind = Literal["full", PrunedKind, "blanked", "constant_velocity"]
 
 GREY = 127
 
@@ -89,22 +92,25 @@ class Blanked:
 
 
 def planner_variants(
-    make_planner: Callable[[float | None, str], Agent], budgets: Sequence[float]
+    make_planner: Callable[[float | None, PrunedKind], Agent],
+    budgets: Sequence[float],
+    policies: Sequence[PrunedKind] = ("autoprune", "random"),
 ) -> tuple[Variant, ...]:
-    """The rows every evaluation of a bundle has.
+    """The rows an evaluation of a bundle has.
 
     Args:
-        make_planner: from budget (None for nothing pruned) and policy ("autoprune" or "random") to a planner.
-        budgets: each is run with AutoPrune and with random tokens.
+        make_planner: from budget (None for nothing pruned) and policy to a planner.
+        budgets: each is run with every policy.
+        policies: how tokens are chosen; a policy named twice counts once.
 
     Returns:
-        Unpruned first, then per budget AutoPrune and random, then the two references.
+        Unpruned first, then per budget one per policy, then the two references.
     """
     full = make_planner(None, "autoprune")
     pruned = [
         Variant(f"{kind} {budget:.0%}", kind, make_planner(budget, kind), budget)
         for budget in budgets
-        for kind in ("autoprune", "random")
+        for kind in dict.fromkeys(policies)
     ]
     return (
         Variant("full", "full", full),

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import numpy as np
 
 from eval_nuscenes import pictures
-from eval_nuscenes.evaluation import SampleRecord, Variant
+from eval_nuscenes.evaluation import PrunedKind, SampleRecord, Variant
 from eval_nuscenes.metrics import PROTOCOLS
 from eval_nuscenes.nuscenes_reader import NuScenesSplit, Sample
 from eval_nuscenes.pictures import BLANKED, INK, NEUTRAL, PLAN, RANDOM, TRUTH
@@ -49,9 +49,22 @@ KIND_STYLE: dict[str, dict[str, Any]] = {
     "full": {"color": INK, "marker": "s"},
     "autoprune": {"color": PLAN, "marker": "o"},
     "random": {"color": RANDOM, "marker": "^"},
+    "uniform": {"color": "#b8860b", "marker": "P"},
+    "fixed": {"color": "#6a5acd", "marker": "X"},
     "blanked": {"color": BLANKED, "marker": "v"},
     "constant_velocity": {"color": NEUTRAL, "marker": "D"},
 }
+
+PRUNED: tuple[PrunedKind, ...] = get_args(PrunedKind)
+KIND_LABEL = {
+    "random": "random tokens",
+    "uniform": "evenly spread tokens",
+    "fixed": "AutoPrune, one bucket",
+    "autoprune": "AutoPrune",
+    "full": "unpruned",
+}
+
+Row = TypeVar("Row", Variant, VariantSummary)
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,11 @@ class TokenView:
     images: Mapping[str, Image]
     plans: Mapping[str, Plan]
     """Variant name -> plan, with its kept tokens."""
+
+
+def pruned_example(variants: Sequence[Row]) -> Row | None:
+    """The pruned variant that pictures show: AutoPrune where it was run, at the smallest budget."""
+    return next((row for kind in PRUNED for row in reversed(variants) if row.kind == kind), None)
 
 
 def scene_views(
@@ -162,7 +180,7 @@ def headlines(summary: EvaluationSummary, protocol: str = "vad") -> list[str]:
         + "."
     ]
     for variant in summary.variants:
-        if variant.kind not in ("autoprune", "random") or variant.cost is None:
+        if variant.kind not in PRUNED or variant.cost is None:
             continue
         above = variant.planning[protocol].l2_above_full_m
         prefill = variant.cost.prefill_ms.p50 / max(full.cost.prefill_ms.p50, 1e-9)
@@ -316,7 +334,7 @@ def _latency_panel(axes: Axes, summary: EvaluationSummary, protocol: str, field:
         return getattr(variant.planning[protocol], field)[3]
 
     top = 0.0
-    for kind, label in (("random", "random tokens"), ("autoprune", "AutoPrune"), ("full", "unpruned")):
+    for kind, label in KIND_LABEL.items():
         style = KIND_STYLE[kind]
         rows = [(variant, variant.cost) for variant in summary.variants if variant.kind == kind]
         timed = [(variant, cost.total_ms.p50) for variant, cost in rows if cost is not None]
@@ -435,7 +453,12 @@ def _retention_plot(recipe: PruningRecipe) -> str:
 def _complexity_plot(summary: EvaluationSummary, recipe: PruningRecipe) -> str:
     from matplotlib.figure import Figure
 
-    rows = [variant for variant in summary.variants if variant.kind == "autoprune" and variant.complexities]
+    example = pruned_example(summary.variants)
+    rows = [
+        variant
+        for variant in summary.variants
+        if example is not None and variant.kind == example.kind and variant.complexities
+    ]
     if not rows:
         return "<p>No plan asked for the complexity of its frame.</p>"
     figure = Figure(figsize=(3.9 * len(rows), 3.4), layout="constrained")
@@ -488,12 +511,8 @@ def _image_figure(jpeg: bytes, alternative: str, caption: str) -> str:
 def _bird_eye_plot(summary: EvaluationSummary, scenes: Sequence[SceneView]) -> str:
     from matplotlib.figure import Figure
 
-    pruned = [variant for variant in summary.variants if variant.kind == "autoprune"]
-    shown = [
-        variant
-        for variant in (summary.variant("full"), pruned[-1] if pruned else None)
-        if variant is not None
-    ]
+    example = pruned_example(summary.variants)
+    shown = [variant for variant in (summary.variant("full"), example) if variant is not None]
     columns = min(4, len(scenes))
     rows = math.ceil(len(scenes) / columns)
     figure = Figure(figsize=(3.0 * columns, 3.7 * rows + 0.4), layout="constrained")
@@ -630,6 +649,8 @@ td.none { text-align: center; opacity: .6; }
 tbody th { border-left: 4px solid var(--ink); }
 tbody th.autoprune { border-left-color: #2f86d1; }
 tbody th.random { border-left-color: #d55e00; }
+tbody th.uniform { border-left-color: #b8860b; }
+tbody th.fixed { border-left-color: #6a5acd; }
 tbody th.blanked { border-left-color: #b86fa0; }
 tbody th.constant_velocity { border-left-color: #8a8f98; }
 .conditions th { border-left: 0; }

@@ -81,11 +81,25 @@ def test_a_second_run_plans_nothing_again_and_says_the_same(
     assert log.read_text().startswith(plans)
 
 
+def test_other_policies_can_be_compared(stored_bundle: Bundle, world: Path, tmp_path: Path) -> None:
+    result = evaluate(
+        stored_bundle, world, tmp_path, "--policies", "uniform,fixed", "--budgets", "0.4", "--limit", "4"
+    )
+    assert result.exit_code == 0, result.output
+    names = [variant["name"] for variant in numbers(tmp_path)["variants"]]
+    assert names == ["full", "uniform 40%", "fixed 40%", "images blanked", "constant velocity"]
+    fixed = numbers(tmp_path)["variants"][2]
+    (default,) = (bucket.name for bucket in stored_bundle.recipe.buckets_of(0.4) if bucket.default)
+    assert fixed["buckets"] == {default: 4}
+    assert "evenly spread tokens" in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         (("--budgets", "0.33"), RecipeError, "recipe has no budget 0.33; it offers 0.6, 0.4"),
         (("--budgets", "half"), InputError, "--budgets is 'half'; expected values"),
+        (("--policies", "autoprune,best"), InputError, "--policies is 'autoprune,best'; expected values"),
         (("--budgets", ","), InputError, "--budgets is ','; expected values"),
     ],
 )

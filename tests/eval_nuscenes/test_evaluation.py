@@ -37,6 +37,12 @@ def test_variants_are_the_unpruned_the_pairs_and_the_references(pretend_planner:
     assert variants[0].agent.budget is None and variants[3].agent.budget == 0.25
 
 
+def test_policies_are_chosen_and_count_once(pretend_planner: type) -> None:
+    variants = planner_variants(pretend_planner, (0.6,), ("uniform", "fixed", "uniform"))
+    assert [variant.name for variant in variants[1:-2]] == ["uniform 60%", "fixed 60%"]
+    assert [variant.agent.policy for variant in variants[1:-2]] == ["uniform", "fixed"]
+
+
 def test_variants_take_turns_on_each_frame_after_a_warm_up(
     make_drive: Callable, pretend_planner: type, tmp_path: Path
 ) -> None:

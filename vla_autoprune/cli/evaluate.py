@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 from rich.console import Console
@@ -22,7 +22,14 @@ from rich.progress import (
 from rich.table import Table
 
 from vla_autoprune.cli import app
-from vla_autoprune.cli.options import THREADS, CommandSource, comma_list, finite, require_directory
+from vla_autoprune.cli.options import (
+    THREADS,
+    CommandSource,
+    PolicyName,
+    comma_list,
+    finite,
+    require_directory,
+)
 
 if TYPE_CHECKING:
     from eval_nuscenes.summary import EvaluationSummary, Interval, VariantSummary
@@ -44,6 +51,12 @@ def evaluate(
     budgets: str | None = typer.Option(
         None, "--budgets", metavar="B,B,…", help="Budgets to run; all of the recipe's unless given."
     ),
+    policies: str = typer.Option(
+        "autoprune,random",
+        "--policies",
+        metavar="P,P,…",
+        help="Ways to choose tokens at each budget: autoprune, random, uniform, fixed.",
+    ),
     limit: int | None = typer.Option(
         None, "--limit", min=1, help="This many samples, spread over the split."
     ),
@@ -54,7 +67,7 @@ def evaluate(
     threads: int | None = THREADS,
     warm_up: int = typer.Option(3, "--warm-up", min=0, help="Plans per variant before the first counts."),
 ) -> None:
-    """Score a bundle's plans: unpruned, AutoPrune and random tokens at each budget.
+    """Score a bundle's plans: unpruned, then AutoPrune and random tokens (or others) at each budget.
 
     Open-loop L2 and collisions by the protocols of UniAD, ST-P3 and VAD,
     beside constant velocity and the same model with grey images; visual
@@ -74,9 +87,11 @@ def evaluate(
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
     from vla_autoprune.bundle import load_bundle
     from vla_autoprune.recipe import published_work_fraction
-    from vla_autoprune.runtime.planner import Planner, Policy
+    from vla_autoprune.runtime.planner import Planner
 
     require_directory("--out", out)
+    named = comma_list("--policies", policies, PolicyName, "autoprune,random,uniform,fixed")
+    kinds: list[evaluation.PrunedKind] = [policy.value for policy in named]
     chosen = None if budgets is None else comma_list("--budgets", budgets, finite, "0.6,0.4,0.25")
     console = Console(soft_wrap=True)
     opened = load_bundle(bundle)
@@ -93,9 +108,7 @@ def evaluate(
 
     backend = OnnxRuntimeBackend(opened, threads=threads)
     planner = Planner(opened, backend)
-    variants = evaluation.planner_variants(
-        lambda budget, policy: planner.variant(budget, cast(Policy, policy)), wanted
-    )
+    variants = evaluation.planner_variants(planner.variant, wanted, kinds)
     key = evaluation.RunKey(
         bundle_id=opened.manifest.bundle_id,
         data_hash=samples.data_hash,
@@ -142,7 +155,8 @@ def evaluate(
         lambda bucket: published_work_fraction(recipe, recipe.bucket(bucket)),
     )
     summary.write_summary(out / "results.json", result)
-    pruned = [variant for variant in variants if variant.kind == "autoprune"][-1]
+    pruned = report.pruned_example(variants)
+    assert pruned is not None  # there is at least one budget and one policy
     report.write_report(
         out / "report.html",
         result,
