@@ -232,9 +232,9 @@ def _print(
 ) -> None:
     bits = measured.complexities
     console.print(
-        f"{len(bits)} frames of {len(set(measured.scenes))} scenes ({measured.failed} left out); complexity "
-        f"{bits.mean():.3f} ± {bits.std():.3f} bits; distance to the expert without pruning "
-        f"{measured.unpruned.mean():.3f} m"
+        f"{len(bits)} frames of {len(set(measured.scenes))} scenes ({measured.failed} left out); "
+        f"complexity {bits.mean():.3f} ± {bits.std():.3f} bits; "
+        f"distance to the expert without pruning {measured.unpruned.mean():.3f} m"
     )
     table = Table("budget", "slopes by rising complexity", "edges, bits", title_justify="left")
     table.title = "held-out distance to the expert, m (mean work)"

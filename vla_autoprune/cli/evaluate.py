@@ -214,9 +214,9 @@ def _print(result: EvaluationSummary) -> None:
         console = Console(width=TABLE_WIDTH)
     console.print(table)
     console.print(
-        "tokens: mean visual tokens into the layers. work: prefill FLOPs over unpruned. uniad reports "
-        "the step at 1/2/3 s over all samples, stp3 and vad the mean of the steps up to there over samples "
-        "with a whole future.",
+        "tokens: mean visual tokens into the layers. work: prefill FLOPs over unpruned. "
+        "uniad reports the step at 1/2/3 s over all samples, "
+        "stp3 and vad the mean of the steps up to there over samples with a whole future.",
         style="dim",
     )
     for variant in result.variants:

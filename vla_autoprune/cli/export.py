@@ -120,13 +120,11 @@ def _print_result(console: Console, bundle: Bundle, report: ParityReport) -> Non
     size = sum(entry.bytes for entry in bundle.manifest.files) / 2**20
     console.print(
         f"[bold]{bundle.path}[/]: {len(bundle.graphs)} graphs, {len(bundle.recipe.buckets)} buckets, "
-        f"{size:.1f} MiB, "
-        f"opset {bundle.manifest.options.opset}, id {bundle.manifest.bundle_id[:12]}"
+        f"{size:.1f} MiB, opset {bundle.manifest.options.opset}, id {bundle.manifest.bundle_id[:12]}"
     )
     console.print(
-        f"parity: {report.comparisons} comparisons, {report.ties} ties; logits within "
-        f"{report.logit_error:.1e} of the "
-        f"eager pruned model, within {report.generate_error:.1e} of transformers' generate; hidden states "
-        "within "
-        f"{max(report.stage_error):.1e}"
+        f"parity: {report.comparisons} comparisons, {report.ties} ties; "
+        f"logits within {report.logit_error:.1e} of the eager pruned model, "
+        f"within {report.generate_error:.1e} of transformers' generate; "
+        f"hidden states within {max(report.stage_error):.1e}"
     )

@@ -159,9 +159,9 @@ def _print(plan: Plan, out: Path) -> None:
         f"{step} {plan.timings_ms[step]:.1f}" for step in ("preprocess", "vision", "prefill", "decode")
     )
     console.print(
-        f"visual tokens into the layers {sum(visual) / len(visual):.1f} of {visual[0]}, work "
-        f"{plan.work_fraction:.0%}, "
-        f"KV {plan.kv_mib:.2f} MiB, {plan.timings_ms['total']:.1f} ms ({split})"
+        f"visual tokens into the layers {sum(visual) / len(visual):.1f} of {visual[0]}, "
+        f"work {plan.work_fraction:.0%}, KV {plan.kv_mib:.2f} MiB, "
+        f"{plan.timings_ms['total']:.1f} ms ({split})"
     )
     for flag in plan.flags:
         console.print(f"note: {flag}", style="yellow")

@@ -49,10 +49,9 @@ def show(
         panels = [_chart(recipe, bucket) for bucket in recipe.buckets_of(budget)]
         console.print(Columns(panels, padding=(0, 1)))
     console.print(
-        "Bars: visual tokens into each decoder layer. work: prefill FLOPs of the decoder, causal and "
-        "grouped-query "
-        "aware;\npaper: its own counter. coarse: mean distance from pruning after every layer, in tokens "
-        "over V.",
+        "Bars: visual tokens into each decoder layer. "
+        "work: prefill FLOPs of the decoder, causal and grouped-query aware;\n"
+        "paper: its own counter. coarse: mean distance from pruning after every layer, in tokens over V.",
         style="dim",
     )
     if png is not None:
@@ -87,10 +86,9 @@ def _print_heading(console: Console, recipe: PruningRecipe, file: Path) -> None:
         f"model {model.id}: {model.layers} layers, hidden {model.hidden}, {model.heads} heads, "
         f"{model.kv_heads} KV heads, ffn {model.ffn}\n"
         f"prompt: {layout.visual_tokens} visual tokens from {len(layout.cameras)} cameras, "
-        f"{layout.text_tokens} text "
-        f"tokens, {recipe.decode_length} generated; stages (layers) {stages}\n"
-        f"scores: {recipe.scorer.reduction}, encoder weight {recipe.scorer.encoder_weight:g}; recovery "
-        f"{'on' if recipe.recovery else 'off'}; positions {recipe.positions}",
+        f"{layout.text_tokens} text tokens, {recipe.decode_length} generated; stages (layers) {stages}\n"
+        f"scores: {recipe.scorer.reduction}, encoder weight {recipe.scorer.encoder_weight:g}; "
+        f"recovery {'on' if recipe.recovery else 'off'}; positions {recipe.positions}",
         highlight=False,
     )
 
