@@ -216,7 +216,7 @@ def _difference(above: Interval | None) -> str:
 
 
 def _signed(metres: float) -> str:
-    return f"{round(metres, 2) + 0.0:+.2f}"
+    return f"{round(metres, 3) + 0.0:+.3f}"
 
 
 def _sections(

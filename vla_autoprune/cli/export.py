@@ -112,7 +112,10 @@ def _is_current(out: Path, recipe: PruningRecipe, opset: int, texts: Mapping[str
         manifest.recipe_sha256 == recipe.sha256
         and manifest.options.opset == opset
         and manifest.options.versions == tool_versions()
-        and all((out / name).read_text(encoding="utf-8") == text for name, text in texts.items())
+        and all(
+            (out / name).is_file() and (out / name).read_text(encoding="utf-8") == text
+            for name, text in texts.items()
+        )
     )
 
 

@@ -269,8 +269,11 @@ def _verdict(
         return (
             f"complexity hurts on held-out frames: use slope {fixed_slope:g} for every frame; loss {figures}"
         )
+    if versus_fixed.high < 0:
+        reading = f"mixing slopes beats slope {fixed_slope:g} for every frame, but so do shuffled complexities"
+    else:
+        reading = f"slope {fixed_slope:g} for every frame is as good"
     return (
         f"no reliable gain from complexity on {samples} samples (the fit prefers {direction} for more "
-        "information): "
-        f"slope {fixed_slope:g} for every frame is as good; held-out loss {figures}"
+        f"information): {reading}; held-out loss {figures}"
     )
