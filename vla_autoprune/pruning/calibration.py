@@ -270,7 +270,7 @@ def _verdict(
             f"complexity hurts on held-out frames: use slope {fixed_slope:g} for every frame; loss {figures}"
         )
     if versus_fixed.high < 0:
-        reading = f"mixing slopes beats slope {fixed_slope:g} for every frame, but so do shuffled complexities"
+        reading = f"better than slope {fixed_slope:g} for every frame, but shuffled complexities do as well"
     else:
         reading = f"slope {fixed_slope:g} for every frame is as good"
     return (
