@@ -51,6 +51,8 @@ def predict(
     from vla_autoprune.runtime.planner import Planner
 
     require_directory("--out", out)
+    if budget is None and policy is not PolicyName.AUTOPRUNE:
+        raise InputError(f"--policy {policy.value} chooses tokens to keep, but without --budget all are kept")
     loaded = load_bundle(bundle)
     planner = Planner(loaded, OnnxRuntimeBackend(loaded, threads=threads), budget, policy.value)
     frame = Frame(

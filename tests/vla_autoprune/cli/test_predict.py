@@ -79,6 +79,7 @@ def test_real_keyframes_are_found_by_their_nuscenes_names(
             "CAM_FRONT.png (1 bytes) cannot be decoded",
         ),
         (lambda folder: None, ["--budget", "0.33"], "no budget 0.33; it offers 0.6, 0.4"),
+        (lambda folder: None, ["--policy", "random"], "--policy random chooses tokens to keep, but without"),
     ],
 )
 def test_bad_input_is_one_clear_line(repository, stored_bundle, images, tmp_path, damage, options, message):
