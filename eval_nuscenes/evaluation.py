@@ -24,6 +24,7 @@ import engines
 import vla_autoprune
 from eval_nuscenes.nuscenes_reader import NuScenesSplit
 from vla_autoprune.errors import InputError, PlanError
+from vla_autoprune.files import write_whole
 from vla_autoprune.fingerprint import source_hash
 from vla_autoprune.frame import CAMERAS, WAYPOINT_TIMES_S, Frame, Plan
 
@@ -243,9 +244,7 @@ class PlanLog:
             self._rewrite(complete)
 
     def _rewrite(self, lines: Sequence[str]) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in lines))
-        temporary.replace(self.path)
+        write_whole(self.path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def plan_samples(

@@ -18,6 +18,7 @@ from eval_nuscenes.metrics import PROTOCOLS
 from eval_nuscenes.nuscenes_reader import NuScenesSplit, Sample
 from eval_nuscenes.pictures import BLANKED, INK, NEUTRAL, PLAN, RANDOM, TRUTH
 from eval_nuscenes.summary import STEPS_OF_A_PLAN, EvaluationSummary, Interval, SampleScores, VariantSummary
+from vla_autoprune.files import write_whole
 from vla_autoprune.frame import FloatArray, Image, Plan
 from vla_autoprune.recipe import Bucket, PruningRecipe
 
@@ -159,9 +160,7 @@ def write_report(
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_CSS}</style></head>\n<body><main>{body}</main></body></html>\n"
     )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, page.encode())
 
 
 def _section(title: str, about: str, content: str) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from eval_nuscenes.evaluation import PlanRecord, Record, RunKey, SampleRecord, Variant, VariantKind
 from eval_nuscenes.metrics import PROTOCOLS, Score
 from eval_nuscenes.nuscenes_reader import Sample
+from vla_autoprune.files import write_whole
 
 PROTOCOLS_REPORTED = ("uniad", "stp3", "vad")
 RESAMPLES = 2000
@@ -189,9 +190,7 @@ def summarise(
 
 def write_summary(path: Path, summary: EvaluationSummary) -> None:
     """Write results.json; the file appears only when it is whole."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, (summary.model_dump_json(indent=1) + "\n").encode())
 
 
 class SceneBootstrap:

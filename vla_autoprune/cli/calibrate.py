@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import tempfile
 from collections.abc import Iterator
 from enum import Enum
@@ -20,6 +19,7 @@ from rich.table import Table
 from vla_autoprune.cli import app
 from vla_autoprune.cli.options import THREADS, CommandSource, comma_list, finite, require_file
 from vla_autoprune.errors import InputError
+from vla_autoprune.files import write_whole
 
 if TYPE_CHECKING:
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
@@ -216,12 +216,7 @@ def _write_record(
             )
         ],
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def _print(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.table import Table
 from vla_autoprune.cli import app
 from vla_autoprune.cli.options import THREADS, PolicyName, require_directory
 from vla_autoprune.errors import InputError
+from vla_autoprune.files import write_whole
 from vla_autoprune.frame import Command, EgoState, Frame, Plan
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -68,11 +68,11 @@ def predict(
 
     out.mkdir(parents=True, exist_ok=True)
     picture = plan_picture(frame, plan, loaded.recipe.layout)
-    _write(
+    write_whole(
         out / "waypoints.json",
         (json.dumps(_document(plan, frame, loaded.manifest.bundle_id), indent=1) + "\n").encode(),
     )
-    _write(out / "picture.png", picture)
+    write_whole(out / "picture.png", picture)
     _print(plan, out)
 
 
@@ -139,15 +139,6 @@ def _document(plan: Plan, frame: Frame, bundle_id: str) -> dict[str, Any]:
         "flags": list(plan.flags),
         "bundle_id": bundle_id,
     }
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _print(plan: Plan, out: Path) -> None:

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vla_autoprune.errors import InputError
+from vla_autoprune.files import write_whole
 from vla_autoprune.frame import CAMERAS
 from vla_autoprune.models.driving_vla import DrivingVla, load_model, save_model
 from vla_autoprune.models.held_out import HeldOut, OpenLoop, normalise, report_lines, schedule_counts
@@ -295,9 +296,7 @@ class Trainer:
                     f"{test.full_m:.2f} full; gain {test.gain_m:.2f} [{low:.2f}, {high:.2f}], "
                     f"p = {test.p_value:.4f}"
                 )
-        draft = self.out / ".training.json"
-        draft.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        draft.replace(self.out / "training.json")
+        write_whole(self.out / "training.json", (json.dumps(report, indent=1) + "\n").encode())
         _draw_curves(self.progress, self.out / "curves.png")
         return report
 
