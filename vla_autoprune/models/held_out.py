@@ -210,11 +210,16 @@ class HeldOut:
         return tuple(tests)
 
     def rank_tests(self, vla: DrivingVla, budgets: Sequence[float] = (0.5, 0.25)) -> tuple[RankTest, ...]:
-        """The rank test for every default pruning point alone (a quarter kept) and for whole schedules."""
+        """The rank test for whole schedules, and for every pruning point alone at the leanest one's count."""
         layers = vla.decoder_config.num_hidden_layers
         visual = vla.prompt.layout.visual_tokens
         points = default_pruning_points(layers)
-        tests = [test for point in points for test in self.rank_test(vla, (point,), (visual // 4,))]
+        leanest = schedule_counts(visual, layers, min(budgets))
+        tests = [
+            test
+            for point, count in zip(points, leanest, strict=True)
+            for test in self.rank_test(vla, (point,), (count,))
+        ]
         for budget in budgets:
             tests += self.rank_test(vla, points, schedule_counts(visual, layers, budget))
         return tuple(tests)

@@ -100,8 +100,8 @@ class TrainingOptions:
     hide_token: float = 0.7
     label_bins: float = 1.2
     patch_weight: float = 0.05
-    attention_weight: float = 0.05
-    prune_share: float = 0.5
+    attention_weight: float = 0.15
+    prune_share: float = 0.6
     prune_after: float = 0.2
     prune_budgets: tuple[float, ...] = (0.6, 0.4, 0.25, 0.18)
     prune_noise: float = 0.5
