@@ -53,7 +53,23 @@ setup(
         "eval": ["nuscenes-devkit>=1.2", "matplotlib>=3.6", "shapely>=2.0.3", "jinja2>=3.1"],
         "ros-test": [
             f"ros-kilted-{name}; sys_platform == 'linux' and platform_machine == 'x86_64'"
-            for name in ("rclpy", "rmw-fastrtps-cpp", "nav-msgs", "geometry-msgs")
+            for name in (
+                "rclpy",
+                "rmw-fastrtps-cpp",
+                *(
+                    f"{kind}-msgs"
+                    for kind in (
+                        "diagnostic",
+                        "geometry",
+                        "lifecycle",
+                        "nav",
+                        "rosgraph",
+                        "sensor",
+                        "std",
+                        "visualization",
+                    )
+                ),
+            )
         ],
         "dev": [
             "ruff>=0.12",
