@@ -149,6 +149,7 @@ class NuScenesSplit:
         split: str,
         command_source: CommandSource = "route",
         limit: int | None = None,
+        scenes: Sequence[str] | None = None,
     ) -> None:
         """Open a data set.
 
@@ -158,10 +159,12 @@ class NuScenesSplit:
             split: a split of `splits.json` beside the version's folder, else one of the devkit's, or "all".
             command_source: "route" reads the command recorded per keyframe in
                 `can_bus/scene-NNNN_command.json`; "future" derives it from the true future: a label leak.
-            limit: take this many samples, spread evenly over the split.
+            limit: take this many samples, spread evenly over the scenes.
+            scenes: take these scenes of the split only; all unless given.
 
         Raises:
-            InputError: root, version or split is wrong, or a route is asked for that is not there.
+            InputError: root, version, split or a scene's name is wrong, or a route is asked for that is not
+                there.
         """
         if limit is not None and limit < 1:
             raise InputError(f"limit is {limit}; at least 1 sample is needed")
@@ -170,8 +173,14 @@ class NuScenesSplit:
         self.split = split
         self.command_source: CommandSource = command_source
         self._nuscenes = _open_devkit(self.root, version)
-        scenes = {scene["name"]: scene for scene in self._nuscenes.scene}
-        self.scene_names = _scenes_of(self.root, split, tuple(scenes))
+        records = {scene["name"]: scene for scene in self._nuscenes.scene}
+        self._descriptions = {name: str(scene.get("description", "")) for name, scene in records.items()}
+        self.scene_names = _scenes_of(self.root, split, tuple(records))
+        unknown = sorted(set(scenes or ()) - set(self.scene_names))
+        if unknown:
+            raise InputError(
+                f"split {split} has no scene {', '.join(unknown)}; it has {', '.join(self.scene_names)}"
+            )
         self._can_bus: dict[tuple[str, str], list[Record]] = {}
         self._maps: dict[Path, tuple[FloatArray, list[NDArray[np.int64]]]] = {}
         if command_source == "route":
@@ -180,12 +189,14 @@ class NuScenesSplit:
         self._all = [
             keyframe
             for name in self.scene_names
-            for keyframe in self._keyframes(scenes[name]["first_sample_token"])
+            for keyframe in self._keyframes(records[name]["first_sample_token"])
         ]
         self._samples = self._all
-        if limit is not None and limit < len(self._all):
-            spread = np.linspace(0, len(self._all) - 1, limit).round().astype(int)
-            self._samples = [self._all[index] for index in spread]
+        if scenes is not None:
+            self._samples = [keyframe for keyframe in self._all if self._scene(keyframe)["name"] in scenes]
+        if limit is not None and limit < len(self._samples):
+            spread = np.linspace(0, len(self._samples) - 1, limit).round().astype(int)
+            self._samples = [self._samples[index] for index in spread]
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -200,6 +211,10 @@ class NuScenesSplit:
     def tokens(self) -> tuple[str, ...]:
         """The samples' tokens, in order."""
         return tuple(record["token"] for record in self._samples)
+
+    def description(self, scene: str) -> str:
+        """What the data set says about a scene, such as "Night, rain, parked cars"; may be empty."""
+        return self._descriptions[scene]
 
     def check_images(self, cameras: Sequence[str] = CAMERAS) -> None:
         """Look for every image file before a long run starts.
@@ -224,7 +239,7 @@ class NuScenesSplit:
 
     @cached_property
     def data_hash(self) -> str:
-        """SHA-256 of what decides on frames and scores, whatever the `limit`.
+        """SHA-256 of what decides on frames and scores, whatever `limit` and `scenes`.
 
         Tables, CAN bus files of the split's scenes, names and sizes of its images.
         """

@@ -155,6 +155,17 @@ def editable_root(synthetic_root: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(synthetic_root, tmp_path / "data"))
 
 
+def test_scenes_are_chosen_by_name_and_keep_the_hash(synthetic_root: Path) -> None:
+    whole = NuScenesSplit(synthetic_root, "v1.0-synth", "val")
+    name = whole.scene_names[1]
+    one = NuScenesSplit(synthetic_root, "v1.0-synth", "val", scenes=[name])
+    assert {sample.scene for sample in one} == {name}
+    assert set(one.tokens) < set(whole.tokens) and one.data_hash == whole.data_hash
+    assert one.description(name).startswith("Synthetic, ")
+    with pytest.raises(InputError, match=f"split val has no scene scene-9999; it has .*{name}"):
+        NuScenesSplit(synthetic_root, "v1.0-synth", "val", scenes=[name, "scene-9999"])
+
+
 def test_a_synthetic_sample_is_complete(synthetic_root: Path) -> None:
     split = NuScenesSplit(synthetic_root, "v1.0-synth", "val")
     split.check_images()
