@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from eval_nuscenes.metrics import STEPS, OpenLoopTruth, TrackedBox, Waypoints
+from eval_nuscenes.metrics import STEPS, OpenLoopProtocol, OpenLoopTruth, Score, TrackedBox, Waypoints
 from vla_autoprune.errors import InputError
 from vla_autoprune.frame import CAMERAS, Command, EgoState, FloatArray, Frame, Image
 
@@ -115,6 +115,30 @@ class Sample:
         return Frame(
             images=images, ego=self.ego, command=self.command, token=self.token, stamp_s=self.stamp_s
         )
+
+    def scorer(self, protocol: OpenLoopProtocol) -> Callable[[ArrayLike], Score]:
+        """Prepare this sample once to score several plans under a protocol.
+
+        Returns:
+            A function from [6, 3] waypoints in the ego frame at t0 (x, y, heading of the rear axle at
+            0.5 … 3.0 s) to their score. It raises InputError for another shape or values not finite.
+
+        Raises:
+            InputError: the protocol needs a map, and the split was opened without road_edges.
+        """
+        score = protocol.scorer(self.truth)
+        follow = self.lidar_waypoints if protocol.follows == "lidar" else _rear_axle_waypoints
+
+        def score_plan(waypoints_in_ego: ArrayLike) -> Score:
+            waypoints = np.asarray(waypoints_in_ego, dtype=np.float64)
+            if waypoints.shape != (STEPS, 3):
+                raise InputError(
+                    f"a plan to score is [{STEPS}, 3] x, y, heading at 0.5 … 3.0 s, "
+                    f"not {list(waypoints.shape)}"
+                )
+            return score(follow(waypoints))
+
+        return score_plan
 
     def lidar_waypoints(self, waypoints_in_ego: FloatArray) -> Waypoints:
         """Where the LiDAR is when the rear axle follows a plan.
@@ -327,7 +351,8 @@ class NuScenesSplit:
         future_in_ego[: len(future)] = self._poses_in(ego_pose, future)
         history_in_ego = self._poses_in(ego_pose, past)
         past_stamps = [self._lidar(keyframe)[2] - stamp for keyframe in past]
-        truth = self._truth(record, past, future, np.linalg.inv(ego_pose @ ego_from_lidar), ego_from_lidar)
+        lidar_from_map = np.linalg.inv(ego_pose @ ego_from_lidar)
+        truth = self._truth(record, past, future, future_in_ego, lidar_from_map, ego_from_lidar)
         ego, ego_source = self._ego_state(scene["name"], stamp, history_in_ego, past_stamps)
         return Sample(
             token=record["token"],
@@ -359,6 +384,7 @@ class NuScenesSplit:
         record: Record,
         past: list[Record],
         future: list[Record],
+        future_in_ego: FloatArray,
         lidar_from_map: Transform,
         mount: Transform,
     ) -> OpenLoopTruth:
@@ -382,6 +408,7 @@ class NuScenesSplit:
             waypoints=waypoints,
             exists=tuple(step <= len(future) for step in range(STEPS + 1)),
             boxes=tuple(boxes + [()] * (STEPS + 1 - len(boxes))),
+            rear_axle_waypoints=_rear_axle_waypoints(future_in_ego),
             past_keyframes=len(past),
             lidar_to_rear_axle_m=float(mount[0, 3]),
         )
@@ -563,6 +590,11 @@ def _boxes(annotations: list[Record], lidar_from_map: Transform, seen: set[str])
         )
         for annotation, centre, yaw in zip(annotations, centres, yaws, strict=True)
     )
+
+
+def _rear_axle_waypoints(waypoints_in_ego: FloatArray) -> Waypoints:
+    """[T, 2] x right, y forward of the rear axle at t0."""
+    return np.stack([-waypoints_in_ego[:, 1], waypoints_in_ego[:, 0]], axis=1).astype(np.float32)
 
 
 def _rotations(quaternions: FloatArray) -> Transform:
