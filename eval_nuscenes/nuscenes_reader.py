@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from eval_nuscenes.metrics import STEPS, OpenLoopProtocol, OpenLoopTruth, Score, TrackedBox, Waypoints
 from vla_autoprune.errors import InputError
 from vla_autoprune.frame import CAMERAS, Command, EgoState, FloatArray, Frame, Image
+from vla_autoprune.images import decode_image
 
 CommandSource = Literal["route", "future"]
 EgoSource = Literal["can_bus", "poses", "unknown"]
@@ -47,7 +48,6 @@ STALE_S = 0.5
 HISTORY = 4
 """Keyframes of history in a sample."""
 
-_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 
 Record = dict[str, Any]
 Transform = NDArray[np.float64]
@@ -484,22 +484,11 @@ def read_image(path: Path) -> Image:
     Raises:
         InputError: the file is absent or cannot be decoded to its end.
     """
-    import cv2
-
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"image {path} cannot be read: {error.strerror}") from error
-    # The decoder fills what a truncated JPEG lacks with grey. Scan data never holds either marker.
-    cut_short = content.startswith(_JPEG_START) and content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN)
-    image = None
-    if content and not cut_short:
-        image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise InputError(
-            f"image {path} ({len(content)} bytes) cannot be decoded; it is truncated or no image"
-        )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+    return decode_image(content, f"image {path}")
 
 
 def _open_devkit(root: Path, version: str) -> Any:

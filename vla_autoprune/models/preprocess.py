@@ -93,24 +93,31 @@ class Preprocessing(BaseModel):
                 "a plan needs every camera the model was trained with"
             )
         for camera in self.cameras:
-            image = images[camera]
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-                raise InputError(
-                    f"image of {camera} is {image.dtype} {list(image.shape)}, "
-                    "expected uint8 [height, width, 3] RGB"
-                )
-            height, width = image.shape[:2]
-            squeezed = (height, width) == (self.height, self.width)
-            if (
-                self.aspect_ratio
-                and not squeezed
-                and abs(width / height / self.aspect_ratio - 1) > ASPECT_TOLERANCE
-            ):
-                raise InputError(
-                    f"image of {camera} is {width}x{height}; the model knows images of width / height "
-                    f"{self.aspect_ratio:.3f} (1600x900 is 1.778), within {ASPECT_TOLERANCE:.0%}: "
-                    "crop it to that shape"
-                )
+            self.check_image(camera, images[camera])
+
+    def check_image(self, camera: str, image: Image) -> None:
+        """Refuse an image that the model cannot take.
+
+        Raises:
+            InputError: it is not uint8 RGB, or not of the known aspect ratio.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise InputError(
+                f"image of {camera} is {image.dtype} {list(image.shape)}, "
+                "expected uint8 [height, width, 3] RGB"
+            )
+        height, width = image.shape[:2]
+        squeezed = (height, width) == (self.height, self.width)
+        if (
+            self.aspect_ratio
+            and not squeezed
+            and abs(width / height / self.aspect_ratio - 1) > ASPECT_TOLERANCE
+        ):
+            raise InputError(
+                f"image of {camera} is {width}x{height}; the model knows images of width / height "
+                f"{self.aspect_ratio:.3f} (1600x900 is 1.778), within {ASPECT_TOLERANCE:.0%}: "
+                "crop it to that shape"
+            )
 
 
 def read_preprocessing(path: Path) -> Preprocessing:

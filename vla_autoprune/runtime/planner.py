@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -31,6 +33,12 @@ autoprune: complexity picks the bucket, attention the tokens. fixed: the budget'
 frames. random and uniform: autoprune's buckets, but tokens drawn at random or spread evenly, at the same
 cost.
 """
+
+LimitBucket = Callable[[Bucket, float], Bucket]
+"""From the bucket the policy asks for and the complexity to the bucket that runs; called once per frame."""
+
+OVERRIDDEN = "bucket overridden"
+"""Begins the flag of a plan whose bucket a limit has replaced."""
 
 POLICIES: dict[str, Policy] = {
     "autoprune": "autoprune",
@@ -86,11 +94,12 @@ class Planner:
         """A planner with another budget or policy on the same sessions and memory; use one at a time."""
         return Planner(self.bundle, self.backend, budget, policy, self.rule, self.pipeline)
 
-    def plan(self, frame: Frame) -> Plan:
+    def plan(self, frame: Frame, limit: LimitBucket | None = None) -> Plan:
         """Plan one frame.
 
         Args:
             frame: images of every camera, ego state and command.
+            limit: may replace the bucket, as `BucketLatencies.limit` does for a deadline; flagged if it does.
 
         Returns:
             The plan, with timings of preprocess, vision, prefill and decode and all their steps.
@@ -100,7 +109,17 @@ class Planner:
                 finite.
             PlanError: the model's answer is not finite or not a plan.
         """
-        return self._plan(frame, self._choose_bucket)
+        flags: list[str] = []
+
+        def choose(complexity: float) -> Bucket:
+            wanted = self._choose_bucket(complexity)
+            bucket = wanted if limit is None else limit(wanted, complexity)
+            if bucket.name != wanted.name:
+                flags.append(f"{OVERRIDDEN}: {bucket.name} instead of {wanted.name}")
+            return bucket
+
+        plan = self._plan(frame, choose)
+        return replace(plan, flags=(*plan.flags, *flags))
 
     def plan_in_bucket(self, frame: Frame, name: str) -> Plan:
         """Plan one frame in a given bucket, whatever its complexity.
