@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from vla_autoprune.bundle import Bundle
 from vla_autoprune.contract import ElementType
 from vla_autoprune.errors import BackendError
-from vla_autoprune.runtime.backend import Run
+from vla_autoprune.runtime.backend import Run, StepByStep, Steps
 
 _TYPE_NAMES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
@@ -61,9 +62,13 @@ class OnnxRuntimeBackend:
         """A zeroed vector."""
         return np.zeros(elements, dtype=dtype)
 
-    def view(self, buffer: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-        """The vector's first elements in a shape."""
-        return buffer.reshape(-1)[: int(np.prod(shape))].reshape(shape)
+    def host(self, shape: tuple[int, ...], dtype: ElementType) -> NDArray[Any]:
+        """A zeroed array."""
+        return np.zeros(shape, dtype=dtype)
+
+    def view(self, buffer: NDArray[Any], shape: tuple[int, ...], start: int = 0) -> NDArray[Any]:
+        """The vector's elements from `start` on in a shape."""
+        return buffer.reshape(-1)[start : start + math.prod(shape)].reshape(shape)
 
     def write(self, buffer: NDArray[Any], values: NDArray[Any], start: int = 0) -> None:
         """Copy values in, from row `start` on."""
@@ -71,6 +76,13 @@ class OnnxRuntimeBackend:
             buffer[start : start + len(values)] = values
         else:
             buffer[..., start : start + values.shape[-2], :] = values
+
+    def clear(self, buffer: NDArray[Any]) -> None:
+        """Fill with zeros."""
+        buffer[...] = 0
+
+    def fetch(self, buffer: NDArray[Any]) -> None:
+        """Nothing to do: buffers are on the host."""
 
     def read(self, buffer: NDArray[Any]) -> NDArray[Any]:
         """The buffer itself."""
@@ -112,6 +124,13 @@ class OnnxRuntimeBackend:
                 raise BackendError(f"{graph} ({variant}) on {len(held)} tensors failed: {error}") from error
 
         return run
+
+    def program(self, steps: Steps) -> StepByStep:
+        """The steps, one after the other."""
+        return StepByStep(steps)
+
+    def wait(self) -> None:
+        """Nothing to do: runs return when they are done."""
 
     def close(self) -> None:
         """Drop the sessions."""

@@ -1,10 +1,10 @@
-"""A bundle's graphs wired into prefill and decode; all memory and bindings are made beforehand."""
+"""A bundle's graphs run as prefill and decode; all memory, bindings and programs are made beforehand."""
 
 from __future__ import annotations
 
-import math
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,27 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_autoprune import contract
 from vla_autoprune.bundle import Bundle
 from vla_autoprune.errors import PlanError
 from vla_autoprune.frame import FloatArray, IntArray
 from vla_autoprune.recipe import Bucket
 from vla_autoprune.runtime.backend import Backend, Buffer
-
-_SEQUENCE = ("hidden", "cos", "sin", "text_rows", "other_rows", "visual_rows", "camera")
-"""What describes the rows of the sequence, and changes when rows are dropped."""
-
-_UNCHANGED = (
-    "text_weight",
-    "encoder_score",
-    "score",
-    "complexity",
-    "keep",
-    "candidates",
-    "groups",
-    "floors",
-    "kept",
-)
+from vla_autoprune.runtime.wiring import CACHE, Place, Step, Wiring
 
 Inspect = Callable[[int, Callable[[str], NDArray[Any]]], None]
 """Called with a stage and a function that reads one of its outputs by name."""
@@ -72,25 +57,12 @@ class Timings:
         try:
             yield
         finally:
-            self.ms[step] = self.ms.get(step, 0.0) + 1e3 * (time.perf_counter() - begin)
+            self.add({step: 1e3 * (time.perf_counter() - begin)})
 
-
-@dataclass(frozen=True)
-class _Place:
-    """A tensor's shape and the memory it lives in; places of one key share it."""
-
-    key: str
-    shape: tuple[int, ...]
-    dtype: contract.ElementType
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A graph in one variant, with the place of every tensor."""
-
-    graph: str
-    variant: str
-    places: dict[str, _Place]
+    def add(self, times_ms: Mapping[str, float]) -> None:
+        """Count times that were measured elsewhere."""
+        for step, ms in times_ms.items():
+            self.ms[step] = self.ms.get(step, 0.0) + ms
 
 
 @dataclass
@@ -107,6 +79,9 @@ class _Answer:
 class Pipeline:
     """Runs a bundle: encode images, prefill a prompt, decode token by token.
 
+    Between an image and its plan only the complexity has to reach the host: the rest of a prefill is one
+    program per bucket, from the first selection to the last stage, and so is a decode step.
+
     Args:
         bundle: a checked bundle.
         backend: runs its graphs.
@@ -114,48 +89,65 @@ class Pipeline:
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.recipe = bundle.recipe
-        self.graphs = bundle.graphs
         self.backend = backend
         self.embedding = bundle.embedding()
         self.rotary = bundle.rotary()
         self.stages = self.recipe.stages
-        self._vision = self._wire_only(contract.VISION)
-        self._head = self._wire_only(contract.HEAD)
-        self._prefill = {bucket.name: self._wire_prefill(bucket) for bucket in self.recipe.buckets}
-        self._decode = {bucket.name: self._wire_decode(bucket) for bucket in self.recipe.buckets}
-        steps = [self._vision, self._head]
-        steps += [step for chain in (*self._prefill.values(), *self._decode.values()) for step in chain]
-        self._elements = _elements(steps)
-        self._memory = {key: backend.allocate(*size) for key, size in self._elements.items()}
+        self._wiring = Wiring(self.recipe, bundle.graphs)
+        self._memory = {key: backend.allocate(*size) for key, size in self._wiring.memory().items()}
+        steps = self._wiring.steps
         self._views = {
-            place: backend.view(self._memory[place.key], place.shape)
+            place: backend.view(self._memory[place.key], place.shape, place.start)
             for step in steps
-            for place in step.places.values()
+            for place in step.all_places
         }
         self._runs = {
             (step.graph, step.variant): backend.bind(
                 step.graph, step.variant, {name: self._views[place] for name, place in step.places.items()}
             )
-            for step in {(step.graph, step.variant): step for step in steps}.values()
+            for step in steps
         }
         self._write_constants()
-        layout = self.recipe.layout
-        self.pixels: FloatArray = np.zeros(self._vision.places["pixel_values"].shape, dtype=np.float32)
+        model, layout = self.recipe.model, self.recipe.layout
+        vision, stages = self._wiring.vision, range(len(self.stages))
+        self.pixels: FloatArray = backend.host(vision.places["pixel_values"].shape, "float32")
         """[c, 3, h, w] host memory to fill before `encode`."""
-        self._text = np.zeros((layout.text_tokens, self.recipe.model.hidden), dtype=np.float32)
-        self._weight = np.zeros(len(layout.suffix_rows), dtype=np.float32)
-        self._filled = np.zeros(1, dtype=np.int64)
+        self._text = backend.host((layout.text_tokens, model.hidden), "float32")
+        self._weight = backend.host((len(layout.suffix_rows),), "float32")
+        self._weight[:] = 1
+        self._token = backend.host((1, 1, model.hidden), "float32")
+        self._cos = [backend.host((1, 1, model.head_dim), "float32") for _ in stages]
+        self._sin = [backend.host((1, 1, model.head_dim), "float32") for _ in stages]
+        self._filled = [backend.host((1,), "int64") for _ in stages]
         self._answer: _Answer | None = None
+
+        first = self._wiring.prefill[self.recipe.buckets[0].name][0]
+        self._first = first
+        self._encode = backend.program([("vision", self._encode_images)])
+        self._begin = backend.program(
+            [("embed", self._embed), (first.graph, partial(self._run_and_fetch, first, "complexity"))]
+        )
+        self._rest_steps = {bucket.name: self._steps_of_rest(bucket) for bucket in self.recipe.buckets}
+        self._rest = {
+            name: backend.program([(label, work) for label, work, _ in steps])
+            for name, steps in self._rest_steps.items()
+        }
+        give_logits = partial(self._run_and_fetch, self._wiring.head, "logits")
+        self._give_logits = backend.program([("head", give_logits)])
+        self._append = {
+            bucket.name: backend.program(self._steps_of_decode(bucket)) for bucket in self.recipe.buckets
+        }
+        self._clear_caches()
 
     def encode(self, timings: Timings) -> None:
         """Run the vision graph on `pixels`."""
-        with timings.of("vision"):
-            self.backend.write(self._buffer(self._vision, "pixel_values"), self.pixels)
-            self._run(self._vision)
+        self._encode()
+        timings.add(self._encode.times_ms())
 
     def features(self) -> tuple[FloatArray, FloatArray]:
         """[1, V, d] features and [V] encoder scores of the last `encode`, on the host."""
-        return self._read(self._vision, "features"), self._read(self._vision, "encoder_score")
+        vision = self._wiring.vision
+        return self._fetched(vision, "features"), self._fetched(vision, "encoder_score")
 
     def prefill(
         self,
@@ -184,45 +176,30 @@ class Pipeline:
         """
         begin = time.perf_counter()
         self._answer = None
-        with timings.of("embed"):
-            self._embed_prompt(token_ids, length)
-        first = self._prefill[self.recipe.buckets[0].name][0]
-        with timings.of(first.graph):
-            self._run(first)
-        complexity = float(self._read(first, "complexity")[0])
+        self._fill_prompt(token_ids, length)
+        self._begin()
+        complexity = float(self._read(self._first, "complexity")[0])
+        timings.add(self._begin.times_ms())
         if not np.isfinite(complexity):
-            raise self._not_finite(f"complexity of {first.graph} is {complexity}")
+            raise self._not_finite(f"complexity of {self._first.graph} is {complexity}")
         bucket = choose(complexity)
-        steps = self._prefill[bucket.name]
-        visual: IntArray = np.arange(self.recipe.layout.visual_tokens)
-        kept = [visual]
-        filled: list[int] = []
-        for step, following in zip(steps, [*steps[1:], None], strict=True):
-            if step.graph.startswith("stage"):
-                stage = len(filled)
-                if stage:
-                    with timings.of(step.graph):
-                        self._run(step)
-                if inspect is not None:
-                    inspect(stage, partial(self._read, step))
-                filled.append(self._store(step, stage, bucket, length))
-                if following is not None and following.graph.startswith("stage"):
-                    kept.append(visual)
-                elif following is not None and ranking is not None:
-                    self.backend.write(self._buffer(step, "score"), ranking[visual])
-            else:
-                with timings.of(f"select_{len(filled) - 1:02d}"):
-                    self._run(step)
-                if not np.isfinite(self._read(step, "score").sum()):
-                    raise self._not_finite(f"scores of {contract.stage_name(len(filled) - 1)} are not finite")
-                visual = visual[self._read(step, "kept")]
-                kept.append(visual)
-        last = self._buffer(steps[-1], "hidden_out")
-        with timings.of("head"):
-            logits = self._logits(last, filled[-1] - 1)
-        timings.ms["prefill"] = timings.ms.get("prefill", 0.0) + 1e3 * (time.perf_counter() - begin)
+        if ranking is None and inspect is None:
+            self._rest[bucket.name]()
+        else:
+            self._watch(bucket, ranking, inspect, timings)
+        steps = self._wiring.prefill[bucket.name]
+        stages = [step for step in steps if step.graph.startswith("stage")]
+        padding = self.recipe.layout.length - length
+        filled = [step.places["hidden"].shape[1] - padding for step in stages]
+        logits = self._last_logits(stages[-1], filled[-1] - 1)
+        if ranking is None and inspect is None:
+            timings.add(self._rest[bucket.name].times_ms())
+        timings.add(self._give_logits.times_ms())
+        kept = self._kept(bucket)
+        self._require_finite(logits)
+        timings.add({"prefill": 1e3 * (time.perf_counter() - begin)})
         self._answer = _Answer(bucket, length, filled)
-        return Prefill(bucket, complexity, logits, tuple(kept))
+        return Prefill(bucket, complexity, logits, kept)
 
     def decode(self, token: int, timings: Timings) -> FloatArray:
         """Append a token to the prompt and run it through the stages.
@@ -247,145 +224,180 @@ class Pipeline:
                 f"{self.recipe.decode_length}"
             )
         begin = time.perf_counter()
-        steps = self._decode[answer.bucket.name]
-        self.backend.write(self._buffer(steps[0], "hidden"), self.embedding[token][None, None])
+        steps, append = self._wiring.decode[answer.bucket.name], self._append[answer.bucket.name]
+        self._token[:] = self.embedding[token]
+        for stage, filled in enumerate(answer.filled):
+            compact = self.recipe.positions == "compact"
+            position = filled if compact else answer.prompt_length + answer.generated
+            self._cos[stage][:], self._sin[stage][:] = self.rotary[position]
+            self._filled[stage][:] = filled
+        append()
         for stage, step in enumerate(steps):
-            with timings.of(f"decode_{step.graph}"):
-                compact = self.recipe.positions == "compact"
-                position = answer.filled[stage] if compact else answer.prompt_length + answer.generated
-                self.backend.write(self._buffer(step, "cos"), self.rotary[None, position : position + 1, 0])
-                self.backend.write(self._buffer(step, "sin"), self.rotary[None, position : position + 1, 1])
-                self._filled[0] = answer.filled[stage]
-                self.backend.write(self._buffer(step, "past_length"), self._filled)
-                self._run(step)
-                for layer in self.stages[stage]:
-                    for kind in "kv":
-                        new = self._buffer(step, f"new_{kind}_{layer:02d}")
-                        past = self._buffer(step, f"past_{kind}_{layer:02d}")
-                        self.backend.move_rows(new, 0, past, answer.filled[stage], 1)
-                answer.filled[stage] += 1
-        with timings.of("decode_head"):
-            logits = self._logits(self._buffer(steps[-1], "hidden_out"), 0)
+            # Where a row goes changes with every step, so these copies are not part of the program.
+            self._move(step.new_kv, 0, step.past_kv, answer.filled[stage], 1)
+            answer.filled[stage] += 1
+        logits = self._read(self._wiring.head, "logits")[0]
+        timings.add(append.times_ms())
+        self._require_finite(logits)
         answer.generated += 1
-        timings.ms["decode"] = timings.ms.get("decode", 0.0) + 1e3 * (time.perf_counter() - begin)
+        timings.add({"decode": 1e3 * (time.perf_counter() - begin)})
         return logits
 
-    def _embed_prompt(self, token_ids: IntArray, length: int) -> None:
-        suffix = self.recipe.layout.suffix_rows
-        if token_ids.shape != (self.recipe.layout.length,) or not suffix[0] < length <= len(token_ids):
+    def _fill_prompt(self, token_ids: IntArray, length: int) -> None:
+        layout = self.recipe.layout
+        suffix = layout.suffix_rows
+        if token_ids.shape != (layout.length,) or not suffix[0] < length <= len(token_ids):
             raise PlanError(
                 f"prompt has {length} of {len(token_ids)} tokens; the recipe's layout has "
-                f"{self.recipe.layout.length}, of which the first {suffix[0] + 1} at least are not padding"
+                f"{layout.length}, of which the first {suffix[0] + 1} at least are not padding"
             )
-        first = self._prefill[self.recipe.buckets[0].name][0]
-        hidden, features = self._buffer(first, "hidden"), self._buffer(self._vision, "features")
-        row = visual = 0
+        np.take(self.embedding, token_ids[layout.text_positions], axis=0, out=self._text)
+        np.less(suffix, length, out=self._weight)
+
+    def _encode_images(self) -> None:
+        self.backend.write(self._buffer(self._wiring.vision, "pixel_values"), self.pixels)
+        self._run(self._wiring.vision)
+
+    def _embed(self) -> None:
+        hidden, features = self._buffer(self._first, "hidden"), self._buffer(self._wiring.vision, "features")
+        row = visual = text = 0
         for span in self.recipe.layout.segments:
             count = span[-1]
             if span[0] == "visual":
                 self.backend.move_rows(features, visual, hidden, row, count)
                 visual += count
             else:
-                np.take(self.embedding, token_ids[row : row + count], axis=0, out=self._text[:count])
-                self.backend.write(hidden, self._text[None, :count], row)
+                self.backend.write(hidden, self._text[None, text : text + count], row)
+                text += count
             row += count
-        np.less(suffix, length, out=self._weight)
-        self.backend.write(self._buffer(first, "text_weight"), self._weight)
+        self.backend.write(self._buffer(self._first, "text_weight"), self._weight)
 
-    def _store(self, step: _Step, stage: int, bucket: Bucket, length: int) -> int:
-        """Copy a stage's new keys and values into the bucket's caches; returns the filled slots."""
-        rows = step.places["hidden"].shape[1]
-        decode = self._decode[bucket.name][stage]
-        for layer in self.stages[stage]:
-            for kind in "kv":
-                new = self._buffer(step, f"new_{kind}_{layer:02d}")
-                past = self._buffer(decode, f"past_{kind}_{layer:02d}")
-                self.backend.move_rows(new, 0, past, 0, rows)
-        return rows - (self.recipe.layout.length - length)
+    def _steps_of_rest(self, bucket: Bucket) -> list[tuple[str, Callable[[], None], Step]]:
+        """What follows the choice of a bucket: name, work, and the step whose outputs it leaves."""
+        result: list[tuple[str, Callable[[], None], Step]] = []
+        steps = self._wiring.prefill[bucket.name]
+        stage = 0
+        for step, following in zip(steps, [*steps[1:], None], strict=True):
+            if step.graph.startswith("stage"):
+                ranks = following is not None and not following.graph.startswith("stage")
+                work = partial(self._finish_stage, step, stage, bucket, ranks)
+                result.append((step.graph, work, step))
+                stage += 1
+            else:
+                work = partial(self._run_and_fetch, step, "kept")
+                result.append((f"select_{stage - 1:02d}", work, step))
+        return result
 
-    def _logits(self, hidden: Buffer, row: int) -> FloatArray:
-        self.backend.move_rows(hidden, row, self._buffer(self._head, "hidden"), 0, 1)
-        self._run(self._head)
-        logits = self._read(self._head, "logits")[0]
+    def _steps_of_decode(self, bucket: Bucket) -> list[tuple[str, Callable[[], None]]]:
+        steps = self._wiring.decode[bucket.name]
+        result = [
+            (f"decode_{step.graph}", partial(self._run_decode, step, stage))
+            for stage, step in enumerate(steps)
+        ]
+        return [*result, ("decode_head", partial(self._run_head, steps[-1]))]
+
+    def _finish_stage(self, step: Step, stage: int, bucket: Bucket, ranks: bool) -> None:
+        """Run a stage, which for stage 0 has been done, and copy its keys and values into the caches."""
+        if stage:
+            self._run(step)
+        cache = self._wiring.decode[bucket.name][stage].past_kv
+        self._move(step.new_kv, 0, cache, 0, step.places["hidden"].shape[1])
+        if ranks:
+            self.backend.fetch(self._buffer(step, "score"))
+
+    def _run_decode(self, step: Step, stage: int) -> None:
+        if stage == 0:
+            self.backend.write(self._buffer(step, "hidden"), self._token)
+        for name, values in (
+            ("cos", self._cos[stage]),
+            ("sin", self._sin[stage]),
+            ("past_length", self._filled[stage]),
+        ):
+            self.backend.write(self._buffer(step, name), values)
+        self._run(step)
+
+    def _run_head(self, last: Step) -> None:
+        head = self._wiring.head
+        self.backend.move_rows(self._buffer(last, "hidden_out"), 0, self._buffer(head, "hidden"), 0, 1)
+        self._run_and_fetch(head, "logits")
+
+    def _watch(
+        self, bucket: Bucket, ranking: FloatArray | None, inspect: Inspect | None, timings: Timings
+    ) -> None:
+        """The program of a bucket, one step at a time, to look between them or to rank otherwise."""
+        visual: IntArray = np.arange(self.recipe.layout.visual_tokens)
+        stage = 0
+        for label, work, step in self._rest_steps[bucket.name]:
+            selects = not step.graph.startswith("stage")
+            if selects and ranking is not None:
+                self.backend.write(self._buffer(step, "score"), ranking[visual])
+            with timings.of(label):
+                work()
+                self.backend.wait()
+            if selects:
+                visual = visual[self._read(step, "kept")]
+                continue
+            if inspect is not None:
+                inspect(stage, partial(self._fetched, step))
+            stage += 1
+
+    def _kept(self, bucket: Bucket) -> tuple[IntArray, ...]:
+        """Per stage, the visual tokens that entered it; refuses scores that could not choose them."""
+        visual: IntArray = np.arange(self.recipe.layout.visual_tokens)
+        kept = [visual]
+        steps = self._wiring.prefill[bucket.name]
+        for step, following in itertools.pairwise(steps):
+            if not step.graph.startswith("stage"):
+                visual = visual[self._read(step, "kept")]
+            elif not following.graph.startswith("stage"):
+                if not np.isfinite(self._read(step, "score").sum()):
+                    raise self._not_finite(f"scores of {step.graph} are not finite")
+                continue
+            kept.append(visual)
+        return tuple(kept)
+
+    def _last_logits(self, stage: Step, row: int) -> FloatArray:
+        head = self._wiring.head
+        self.backend.move_rows(self._buffer(stage, "hidden_out"), row, self._buffer(head, "hidden"), 0, 1)
+        self._give_logits()
+        return self._read(head, "logits")[0]
+
+    def _require_finite(self, logits: FloatArray) -> None:
         # The sum is finite only if every logit is; it needs no memory.
         if not np.isfinite(logits.sum()):
             raise self._not_finite("logits contain NaN or infinity")
-        return logits
 
     def _not_finite(self, what: str) -> PlanError:
         """Caches are cleared: a NaN in a slot that a mask hides would still spoil the next frame."""
         self._answer = None
-        for key, buffer in self._memory.items():
-            if key.startswith("cache"):
-                self.backend.write(buffer, np.zeros(self._elements[key][0], dtype=np.float32))
+        self._clear_caches()
         return PlanError(f"{what}; weights or images are not finite, the frame has no plan")
 
-    def _buffer(self, step: _Step, name: str) -> Buffer:
+    def _clear_caches(self) -> None:
+        for key, buffer in self._memory.items():
+            if key.startswith(CACHE):
+                self.backend.clear(buffer)
+
+    def _buffer(self, step: Step, name: str) -> Buffer:
         return self._views[step.places[name]]
 
-    def _read(self, step: _Step, name: str) -> NDArray[Any]:
+    def _move(self, source: Place | None, first: int, target: Place | None, start: int, count: int) -> None:
+        assert source is not None and target is not None
+        self.backend.move_rows(self._views[source], first, self._views[target], start, count)
+
+    def _read(self, step: Step, name: str) -> NDArray[Any]:
         return self.backend.read(self._buffer(step, name))
 
-    def _run(self, step: _Step) -> None:
+    def _fetched(self, step: Step, name: str) -> NDArray[Any]:
+        self.backend.fetch(self._buffer(step, name))
+        return self._read(step, name)
+
+    def _run(self, step: Step) -> None:
         self._runs[step.graph, step.variant]()
 
-    def _wire_only(self, name: str) -> _Step:
-        return self._step(
-            name,
-            contract.ONLY,
-            {tensor.name: tensor.name for tensor in self.graphs[name].tensors}
-            | ({"hidden": "head_hidden"} if name == contract.HEAD else {}),
-        )
-
-    def _wire_prefill(self, bucket: Bucket) -> list[_Step]:
-        """Stages and selections in turn; outputs alternate between two places, as inputs are still read."""
-        steps: list[_Step] = []
-        keys = {name: f"start_{name}" for name in _SEQUENCE} | {name: name for name in _UNCHANGED}
-        selections = 0
-        for stage, layers in enumerate(self.stages):
-            keys |= {"hidden_out": f"stage_out_{stage % 2}", "past_length": "zero"}
-            for layer in layers:
-                for kind in "kv":
-                    keys[f"past_{kind}_{layer:02d}"] = "empty"
-                    keys[f"new_{kind}_{layer:02d}"] = f"new_{kind}_{layer - layers.start}"
-            steps.append(
-                self._step(contract.stage_name(stage), contract.prefill_variant(stage, bucket.name), keys)
-            )
-            keys["hidden"] = keys["hidden_out"]
-            if stage + 1 == len(self.stages):
-                break
-            graph = contract.selection_graph(self.recipe, bucket, stage)
-            if graph is not None:
-                selected = {name: f"selected_{name}_{selections % 2}" for name in _SEQUENCE}
-                keys |= {f"{name}_out": key for name, key in selected.items()}
-                steps.append(self._step(graph, contract.point_variant(stage, bucket.name), keys))
-                keys |= selected
-                selections += 1
-        return steps
-
-    def _wire_decode(self, bucket: Bucket) -> list[_Step]:
-        """Stages over the bucket's caches; what only ranking needs is a dummy of length one."""
-        steps: list[_Step] = []
-        for stage, layers in enumerate(self.stages):
-            keys = {name: f"token_{name}" for name in ("cos", "sin", "past_length")}
-            keys |= {"hidden": f"token_{stage % 2}", "hidden_out": f"token_{(stage + 1) % 2}"}
-            keys |= {"text_rows": "zero", "visual_rows": "zero", "text_weight": "one", "encoder_score": "one"}
-            keys |= {"score": "unused_score", "complexity": "unused_complexity"}
-            for layer in layers:
-                for kind in "kv":
-                    keys[f"past_{kind}_{layer:02d}"] = f"cache_{kind}_{layer:02d}"
-                    keys[f"new_{kind}_{layer:02d}"] = f"token_{kind}_{layer - layers.start}"
-            steps.append(self._step(contract.stage_name(stage), contract.decode_variant(bucket.name), keys))
-        return steps
-
-    def _step(self, name: str, variant: str, keys: dict[str, str]) -> _Step:
-        graph = self.graphs[name]
-        shapes = graph.shapes(variant)
-        places = {
-            tensor.name: _Place(keys[tensor.name], shapes[tensor.name], tensor.dtype)
-            for tensor in graph.tensors
-        }
-        return _Step(name, variant, places)
+    def _run_and_fetch(self, step: Step, name: str) -> None:
+        self._run(step)
+        self.backend.fetch(self._buffer(step, name))
 
     def _write_constants(self) -> None:
         layout = self.recipe.layout
@@ -403,13 +415,3 @@ class Pipeline:
         for key, values in constants.items():
             if key in self._memory:
                 self.backend.write(self._memory[key], values)
-
-
-def _elements(steps: list[_Step]) -> dict[str, tuple[int, contract.ElementType]]:
-    """Per key of memory, as many elements as the largest bucket needs: buckets share it."""
-    elements: dict[str, tuple[int, contract.ElementType]] = {}
-    for step in steps:
-        for place in step.places.values():
-            largest = max(math.prod(place.shape), elements.get(place.key, (0, place.dtype))[0])
-            elements[place.key] = (largest, place.dtype)
-    return elements
