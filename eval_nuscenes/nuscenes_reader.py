@@ -10,7 +10,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eval_nuscenes.metrics import STEPS, OpenLoopProtocol, OpenLoopTruth, Score, TrackedBox, Waypoints
+from eval_nuscenes.road_map import Pose, RoadMap, map_path, points_in_ego, require_map
 from vla_autoprune.errors import InputError
 from vla_autoprune.frame import CAMERAS, Command, EgoState, FloatArray, Frame, Image
 from vla_autoprune.images import decode_image
@@ -98,6 +99,11 @@ class Sample:
     ego_from_lidar: Transform
     ego_pose: Transform
 
+    @property
+    def pose_in_map(self) -> Pose:
+        """x, y, heading of the rear axle in the map."""
+        return _planar(self.ego_pose)
+
     def frame(self, cameras: Sequence[str] = CAMERAS) -> Frame:
         """Decode the images.
 
@@ -174,6 +180,7 @@ class NuScenesSplit:
         command_source: CommandSource = "route",
         limit: int | None = None,
         scenes: Sequence[str] | None = None,
+        road_edges: bool = False,
     ) -> None:
         """Open a data set.
 
@@ -185,10 +192,11 @@ class NuScenesSplit:
                 `can_bus/scene-NNNN_command.json`; "future" derives it from the true future: a label leak.
             limit: take this many samples, spread evenly over the scenes.
             scenes: take these scenes of the split only; all unless given.
+            road_edges: put the edges of the road into the truth, for protocols that need a map.
 
         Raises:
-            InputError: root, version, split or a scene's name is wrong, or a route is asked for that is not
-                there.
+            InputError: root, version, split or a scene's name is wrong, or a route or map is asked for that
+                is not there.
         """
         if limit is not None and limit < 1:
             raise InputError(f"limit is {limit}; at least 1 sample is needed")
@@ -206,7 +214,11 @@ class NuScenesSplit:
                 f"split {split} has no scene {', '.join(unknown)}; it has {', '.join(self.scene_names)}"
             )
         self._can_bus: dict[tuple[str, str], list[Record]] = {}
-        self._maps: dict[Path, tuple[FloatArray, list[NDArray[np.int64]]]] = {}
+        self._maps: dict[str, RoadMap] = {}
+        self._road_edges = road_edges
+        if road_edges:
+            for location in sorted({self._location(records[name]) for name in self.scene_names}):
+                require_map(self.root, location)
         if command_source == "route":
             for name in self.scene_names:
                 self._messages(name, "command")
@@ -263,7 +275,7 @@ class NuScenesSplit:
 
     @cached_property
     def data_hash(self) -> str:
-        """SHA-256 of what decides on frames and scores, whatever `limit` and `scenes`.
+        """SHA-256 of what decides on frames and truth but for road edges, whatever `limit` and `scenes`.
 
         Tables, CAN bus files of the split's scenes, names and sizes of its images.
         """
@@ -291,35 +303,28 @@ class NuScenesSplit:
         Returns:
             [N, 2] outlines in the ego frame at t0; none when there is no map expansion for the place.
         """
-        path = self.root / "maps" / "expansion" / f"{sample.location}.json"
-        if not path.is_file():
+        if not map_path(self.root, sample.location).is_file():
             return ()
-        nodes, polygons = self._map_polygons(path)
-        ego_from_map = np.linalg.inv(sample.ego_pose)
-        outlines = []
-        for ring in polygons:
-            points = _apply(ego_from_map, np.column_stack([nodes[ring], np.zeros(len(ring))]))[:, :2]
-            low, high = points.min(axis=0), points.max(axis=0)
-            if (low < reach_m).all() and (high > -reach_m).all():
-                outlines.append(points)
-        return tuple(outlines)
+        shapes = self.road_map(sample.location).shapes("drivable_area", sample.pose_in_map, reach_m)
+        return tuple(
+            points_in_ego(np.array(shape.polygon.exterior.coords), sample.pose_in_map) for shape in shapes
+        )
 
-    def _map_polygons(self, path: Path) -> tuple[FloatArray, list[NDArray[np.int64]]]:
-        if path not in self._maps:
-            record = _read_json(path)
-            index = {node["token"]: number for number, node in enumerate(record["node"])}
-            nodes = np.array([(node["x"], node["y"]) for node in record["node"]]).reshape(-1, 2)
-            drivable = {token for area in record["drivable_area"] for token in area["polygon_tokens"]}
-            rings = [
-                np.array([index[token] for token in polygon["exterior_node_tokens"]])
-                for polygon in record["polygon"]
-                if polygon["token"] in drivable and polygon["exterior_node_tokens"]
-            ]
-            self._maps[path] = nodes, rings
-        return self._maps[path]
+    def road_map(self, location: str) -> RoadMap:
+        """The map of a location, read once.
+
+        Raises:
+            InputError: there is none; the message names the file and how to get it.
+        """
+        if location not in self._maps:
+            self._maps[location] = RoadMap(self.root, location)
+        return self._maps[location]
 
     def _scene(self, record: Record) -> Record:
         return self._nuscenes.get("scene", record["scene_token"])
+
+    def _location(self, scene: Record) -> str:
+        return str(self._nuscenes.get("log", scene["log_token"])["location"])
 
     def _keyframes(self, token: str, limit: int | None = None, towards: str = "next") -> list[Record]:
         """The keyframe and those after (or before) it in its scene, at most `limit`."""
@@ -353,11 +358,20 @@ class NuScenesSplit:
         past_stamps = [self._lidar(keyframe)[2] - stamp for keyframe in past]
         lidar_from_map = np.linalg.inv(ego_pose @ ego_from_lidar)
         truth = self._truth(record, past, future, future_in_ego, lidar_from_map, ego_from_lidar)
+        location = self._location(scene)
+        if self._road_edges:
+            edges = self.road_map(location).road_edges(_planar(ego_pose))
+            # From the rear axle (x forward, y left) to the LiDAR (x right, y forward).
+            to_lidar = np.array([0.0, -truth.lidar_to_rear_axle_m])
+            truth = replace(
+                truth,
+                road_edges=tuple(np.stack([-y, x], axis=1) + to_lidar for x, y in (edge.T for edge in edges)),
+            )
         ego, ego_source = self._ego_state(scene["name"], stamp, history_in_ego, past_stamps)
         return Sample(
             token=record["token"],
             scene=scene["name"],
-            location=self._nuscenes.get("log", scene["log_token"])["location"],
+            location=location,
             stamp_s=stamp,
             cameras=self._cameras(record),
             ego=ego,
@@ -575,10 +589,15 @@ def _boxes(annotations: list[Record], lidar_from_map: Transform, seen: set[str])
             category=annotation["category_name"],
             track=annotation["instance_token"],
             lidar_points=annotation["num_lidar_pts"],
+            radar_points=annotation["num_radar_pts"],
             seen=annotation["instance_token"] in seen,
         )
         for annotation, centre, yaw in zip(annotations, centres, yaws, strict=True)
     )
+
+
+def _planar(pose: Transform) -> Pose:
+    return float(pose[0, 3]), float(pose[1, 3]), float(np.arctan2(pose[1, 0], pose[0, 0]))
 
 
 def _rear_axle_waypoints(waypoints_in_ego: FloatArray) -> Waypoints:

@@ -49,7 +49,11 @@ def _box_test(truth: OpenLoopTruth) -> StepTest:
 
     maps = np.zeros((STEPS, GRID, GRID), dtype=np.uint8)
     for step, grid in enumerate(maps):
-        cells = _to_cells(truth.corners_of(step + 1, VEHICLES), truth).astype(np.int32)
+        measured = [
+            box.category in VEHICLES and box.lidar_points + box.radar_points > 0
+            for box in truth.boxes[step + 1]
+        ]
+        cells = _to_cells(truth.corners[step + 1][measured], truth).astype(np.int32)
         inside = (cells.max(axis=1) >= 0).all(axis=1) & (cells.min(axis=1) < GRID).all(axis=1)
         for polygon in cells[inside]:
             cv2.fillPoly(grid, [polygon], (1,))

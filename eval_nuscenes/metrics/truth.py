@@ -49,6 +49,7 @@ class TrackedBox:
         category: full nuScenes category, such as vehicle.car.
         track: the same for the same road user at all times.
         lidar_points: LiDAR returns inside the box at its own time.
+        radar_points: radar returns likewise.
         seen: visible (more than the lowest level) at t0 or in the two keyframes before.
     """
 
@@ -60,6 +61,7 @@ class TrackedBox:
     category: str
     track: str
     lidar_points: int = 1
+    radar_points: int = 0
     seen: bool = True
 
 

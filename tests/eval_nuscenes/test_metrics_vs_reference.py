@@ -130,6 +130,7 @@ def test_published_filters_of_the_data_side_apply() -> None:
     assert collides(hidden, "uniad")
     assert not collides(hidden, "vad")
     assert not collides(hidden, "sparsedrive")
+    assert not collides(hidden, "bevplanner")
     assert not collides(hidden, "stp3")
     assert not collides(parked, "stp3", past=1)
 
