@@ -38,7 +38,7 @@ setup(
         "onnxruntime>=1.20",
         "tokenizers>=0.20",
         "pydantic>=2.5",
-        "typer>=0.12",
+        "typer>=0.29",
         "rich>=13",
     ],
     extras_require={

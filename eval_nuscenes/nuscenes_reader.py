@@ -543,7 +543,7 @@ def _scenes_of(root: Path, split: str, available: tuple[str, ...]) -> tuple[str,
     if not present.get(split):
         usable = [name for name, scenes in present.items() if scenes]
         raise InputError(
-            f"split {split} has no scene in this data set; use one of {', '.join([*usable, 'all'])}"
+            f"split {split} has no scene in this data set; these have: {', '.join([*usable, 'all'])}"
         )
     return tuple(present[split])
 

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from eval_nuscenes.can_bus import can_bus_messages
 from eval_nuscenes.crew import Crew, Step
@@ -43,6 +43,7 @@ from eval_nuscenes.world.scene import Points, RoadMap, Scene
 from vla_autoprune.errors import InputError
 from vla_autoprune.fingerprint import source_hash
 from vla_autoprune.frame import CAMERAS
+from vla_autoprune.progress import progress_bar
 
 VERSION = "v1.0-synth"
 RECORD_FILE = "synth.json"
@@ -82,7 +83,8 @@ class DatasetOptions(BaseModel):
     def _splits_fit(self) -> DatasetOptions:
         if self.val_fraction + self.calibration_fraction > 1.0 + 1e-9:
             raise ValueError(
-                "val_fraction + calibration_fraction must be at most 1; the rest is for training"
+                f"--val-fraction {self.val_fraction:g} + --calibration-fraction "
+                f"{self.calibration_fraction:g} > 1; their sum may be at most 1, the rest is for training"
             )
         return self
 
@@ -140,13 +142,28 @@ def dataset_options(**values: Any) -> DatasetOptions:
     try:
         options = DatasetOptions(**values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = " ".join(map(str, problem["loc"])) or "splits"
-        raise InputError(f"{where}: {problem['msg']} (got {problem['input']!r})") from error
+        raise InputError(_option_fault(error.errors()[0])) from error
     if unknown := [kind for kind in options.kinds if kind not in KINDS]:
-        raise InputError(f"kinds: there is no {', '.join(unknown)}; choose from {', '.join(KINDS)}")
+        raise InputError(f"--kinds: there is no {', '.join(unknown)}; choose from {', '.join(KINDS)}")
     chosen = tuple(kind for kind in KINDS if not options.kinds or kind in options.kinds)
     return options.model_copy(update={"kinds": chosen})
+
+
+def _option_fault(fault: Mapping[str, Any]) -> str:
+    """A fault of `DatasetOptions` as the command line has it: option, value, what is allowed."""
+    if not fault["loc"]:  # of several options together; the validator names them
+        return str(fault["ctx"]["error"])
+    field = str(fault["loc"][0])
+    if field not in DatasetOptions.model_fields:
+        return f"there is no option {field} of a data set"
+    limits = DatasetOptions.model_fields[field].metadata
+    low = next((limit.ge for limit in limits if hasattr(limit, "ge")), None)
+    high = next((limit.le for limit in limits if hasattr(limit, "le")), None)
+    option = {"width": "--image-size, width", "height": "--image-size, height"}.get(
+        field, f"--{field.replace('_', '-')}"
+    )
+    allowed = f"from {low} on" if high is None else f"{low} to {high}"
+    return f"{option} {fault['input']}: allowed is {allowed}"
 
 
 def write_dataset(
@@ -177,13 +194,13 @@ def write_dataset(
         InputError: root holds something else, another process is writing it, or the disk refuses.
     """
     if workers is not None and workers < 1:
-        raise InputError(f"workers: {workers} is not a number of processes; give 1 or more")
+        raise InputError(f"--workers {workers}: allowed is from 1 on")
     if simulate is None:
         from eval_nuscenes.world.traffic import simulate_scene
 
         simulate = simulate_scene
     root = root.resolve()
-    with _progress(console) as progress:
+    with progress_bar(console) as progress:
         found = _existing(root, options, simulate, overwrite, progress)
         if found is not None:
             return Dataset(root, found, reused=True)
@@ -567,13 +584,3 @@ def _generator_sha256(simulate: Simulate) -> str:
     modules = ("can_bus", "lidar", "map_expansion", "nuscenes_tables", "nuscenes_writer")
     sources = [*(here / f"{name}.py" for name in modules), here / "world"]
     return source_hash(sources, also=f"{simulate.__module__}.{simulate.__qualname__}")
-
-
-def _progress(console: Console | None) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<18}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console or Console(stderr=True),
-    )

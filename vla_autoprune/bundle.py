@@ -171,6 +171,9 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         BundleError: it is missing, of another version, edited or not a manifest.
     """
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise BundleError(f"{folder} {what}; a bundle is a directory that vla-autoprune export writes")
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_bytes())

@@ -112,7 +112,7 @@ def test_limit_spreads_over_the_split_and_keeps_the_hash(real_root: Path, real_s
         ({"version": "v1.0-trainval"}, "has no version v1.0-trainval; it holds v1.0-mini"),
         (
             {"split": "mini_train"},
-            "split mini_train has no scene in this data set; use one of .*mini_val.*, all",
+            "split mini_train has no scene in this data set; these have: .*mini_val.*, all",
         ),
         ({"command_source": "route"}, "no route command for scene-0103: .*--command-source future"),
         ({"limit": 0}, "limit is 0; at least 1"),

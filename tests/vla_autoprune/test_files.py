@@ -13,6 +13,20 @@ def test_a_file_replaces_the_older_one(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_writer_that_fails_halfway_leaves_the_older_file(tmp_path):
+    path = tmp_path / "curves.png"
+    write_whole(path, lambda file: file.write(b"whole"))
+
+    def fail(file):
+        file.write(b"hal")
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        write_whole(path, fail)
+    assert path.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_failure_keeps_the_older_file_and_leaves_nothing(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_whole(tmp_path / "absent" / "report.json", b"new")

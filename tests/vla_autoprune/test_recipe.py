@@ -306,6 +306,14 @@ def test_show_and_check_on_the_command_line(recipe: PruningRecipe, tmp_path: Pat
     for bucket in recipe.buckets:
         assert bucket.name in shown.output
     assert "216 → 57 → 36 → 10" in shown.output and "█" in shown.output
+    for columns in ("80", "130"):
+        fitting = CliRunner(env={"COLUMNS": columns}).invoke(app, ["recipe", "show", str(tmp_path)]).output
+        below_the_path = fitting.splitlines()[1:]
+        assert max(map(len, below_the_path)) <= int(columns)
+        names = ("full ", "b60_", "b40_", "b25_")
+        rows = [line for line in below_the_path if line.lstrip().startswith(names)]
+        assert len(rows) == len(recipe.buckets) * (2 if columns == "80" else 1)
+        assert "…" not in "".join(row for row in rows if "→" in row and " … " not in row)
     checked = CliRunner().invoke(app, ["recipe", "check", str(tmp_path / "recipe.json")])
     assert checked.exit_code == 0 and "10 buckets" in checked.output
     edit(tmp_path / "recipe.json", lambda r: r.update(contract_version=9))
@@ -320,5 +328,7 @@ def test_curves_can_be_drawn(recipe: PruningRecipe, tmp_path: Path) -> None:
     assert runner.invoke(app, ["recipe", "show", str(tmp_path), "--png", str(png)]).exit_code == 0
     assert png.read_bytes().startswith(b"\x89PNG")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["curves.png", "recipe.json"]
-    refused = runner.invoke(app, ["recipe", "show", str(tmp_path), "--png", str(tmp_path / "no" / "a.png")])
-    assert "create it first" in str(refused.exception)
+    for bad, why in ((tmp_path / "a.jpg", "must end in .png"), (png / "a.png", "curves.png is a file")):
+        refused = runner.invoke(app, ["recipe", "show", str(tmp_path), "--png", str(bad)])
+        assert why in str(refused.exception)
+        assert refused.output == ""

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from vla_autoprune import __version__
+from vla_autoprune.cli.options import usage_fault
 from vla_autoprune.errors import VlaError
 
 app = typer.Typer(
     name="vla-autoprune",
     help="Prune visual tokens inside a driving VLA's decoder, export it in static stages, run it, score it.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -33,19 +33,23 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _options(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main() -> None:
-    """Run the command line: an error made on purpose, or by the file system, is one line and exit code 2."""
+    """Run the command line: a mistyped one, an error of ours or of the file system is one line and exit 2."""
     try:
-        app()
+        sys.exit(app(prog_name="vla-autoprune", standalone_mode=False))
+    except typer.TyperException as error:
+        _refuse(usage_fault(error))
     except VlaError as error:
         _refuse(str(error))
     except ModuleNotFoundError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import tempfile
 from collections.abc import Iterator
 from enum import Enum
@@ -13,17 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from vla_autoprune.cli import app
-from vla_autoprune.cli.options import THREADS, CommandSource, comma_list, finite, require_file
+from vla_autoprune.cli.options import (
+    THREADS,
+    CommandSource,
+    comma_list,
+    finite,
+    gathered,
+    refuse,
+    require_file,
+)
 from vla_autoprune.errors import InputError
 from vla_autoprune.files import write_whole
+from vla_autoprune.progress import progress_bar
 
 if TYPE_CHECKING:
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
+    from vla_autoprune.models.driving_vla import DrivingVla
     from vla_autoprune.pruning.calibration import MappingFit, SlopeMapping
+    from vla_autoprune.recipe import ModelShape, PromptLayout, PruningRecipe
     from vla_autoprune.runtime.slope_losses import KnownDrive, SlopeLosses
 
 
@@ -46,19 +55,26 @@ def calibrate(
         None, "--model", metavar="DIR", help="A trained model; the shipped one unless given."
     ),
     budgets: str = typer.Option(
-        "0.6,0.4,0.25", "--budgets", help="Mean shares of visual tokens in the decoder."
+        "0.6,0.4,0.25", "--budgets", metavar="B,B,…", help="Mean shares of visual tokens in the decoder."
     ),
     slopes: str | None = typer.Option(
-        None, "--slopes", help="Slopes of each budget; default: the recipe's own."
+        None, "--slopes", metavar="K,K,…", help="Slopes of each budget, from 0 on; default: 0,0.2,0.4."
     ),
     points: str | None = typer.Option(
-        None, "--points", help="Drop tokens after these decoder layers; default: spread over the depth."
+        None,
+        "--points",
+        metavar="L,L,…",
+        help="Drop tokens after these decoder layers; default: spread over the depth.",
     ),
     reduction: Reduction = typer.Option(
         Reduction.MEAN, "--reduction", help="Score over heads and text rows."
     ),
     encoder_weight: float = typer.Option(
-        0.0, "--encoder-weight", min=0, help="Weight of the tower's [CLS] attention at the first point."
+        0.0,
+        "--encoder-weight",
+        min=0,
+        max=1000,
+        help="Weight of the tower's \\[CLS] attention at the first point.",
     ),
     recovery: bool = typer.Option(False, "--recovery", help="Merge part of the dropped tokens."),
     keep_mapping: bool = typer.Option(
@@ -80,87 +96,146 @@ def calibrate(
 
     Example, after vla-autoprune synth --scenes 40: vla-autoprune calibrate --data out/synth
     """
-    from engines.onnxruntime import OnnxRuntimeBackend
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
-    from vla_autoprune.export.export import export_bundle, text_files
     from vla_autoprune.models.adapter import LlavaAdapter
     from vla_autoprune.models.driving_vla import load_model, load_shipped
-    from vla_autoprune.pruning.calibration import LEAST_CLUSTERS, fit_mapping
-    from vla_autoprune.recipe import DEFAULT_SLOPES, Scorer, build_recipe, write_recipe
-    from vla_autoprune.runtime.planner import Planner
-    from vla_autoprune.runtime.slope_losses import measure_slopes
+    from vla_autoprune.pruning.calibration import LEAST_CLUSTERS
+    from vla_autoprune.recipe import Scorer, build_recipe, write_recipe
 
-    require_file("--out", out)
-    if not math.isfinite(encoder_weight):
-        raise InputError(f"--encoder-weight is {encoder_weight}; expected a number from 0 on")
+    faults: list[str] = []
+    with gathered(faults):
+        require_file("--out", out)
+    with gathered(faults):
+        shares = comma_list("--budgets", budgets, _share, "0.6,0.4,0.25", "numbers between 0 and 1")
+    with gathered(faults):
+        steps = _slopes(slopes)
+    with gathered(faults):
+        after = None if points is None else comma_list("--points", points, int, "1,3,5", "layers")
+    with gathered(faults):
+        vla = load_shipped() if model is None else load_model(model)
+    refuse(faults)
+    adapter, layout = LlavaAdapter(vla.model), vla.prompt.layout
+    shape = adapter.shape("driving_vla" if model is None else model.name)
     options: dict[str, Any] = {
-        "budgets": comma_list("--budgets", budgets, finite, "0.6,0.4,0.25"),
-        "pruning_points": None if points is None else comma_list("--points", points, int, "1,3,5"),
+        "budgets": shares,
+        "pruning_points": after,
         "scorer": Scorer(reduction=reduction.value, encoder_weight=encoder_weight),
         "recovery": recovery,
+        "decode_length": vla.codec.length,
     }
-    steps = DEFAULT_SLOPES if slopes is None else sorted(comma_list("--slopes", slopes, finite, "0,0.2,0.4"))
-    console = Console(soft_wrap=True)
-    vla = load_shipped() if model is None else load_model(model)
-    adapter = LlavaAdapter(vla.model)
+    _check_recipe_options(shape, layout, steps, options)
+    provisional = build_recipe(shape, layout, slopes=steps, **options)
+
     samples = NuScenesSplit(data, version, split, command_source.value, limit)
     if len(samples.scene_names) < LEAST_CLUSTERS:
         raise InputError(
             f"split {split} of {data} has {len(samples.scene_names)} scenes, a mapping needs at least "
             f"{LEAST_CLUSTERS}; vla-autoprune synth --scenes 40 makes enough"
         )
-    samples.check_images(vla.prompt.layout.cameras)
-    shape = adapter.shape("driving_vla" if model is None else model.name)
-    options["decode_length"] = vla.codec.length
-    provisional = build_recipe(shape, vla.prompt.layout, slopes=steps, **options)
-
-    columns = (
-        TextColumn("[bold]{task.description}[/]"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
+    samples.check_images(layout.cameras)
+    measured = _measure(vla, provisional, samples, threads)
+    try:
+        fits = {budget: _fit(measured, provisional, budget) for budget in provisional.budgets}
+    except ValueError as error:
+        raise InputError(f"split {split} of {data}: {error}; synth --scenes makes more") from error
+    mappings = {budget: chosen_mapping(fit, keep_mapping) for budget, fit in fits.items()}
+    recipe = build_recipe(shape, layout, mappings=mappings, **options)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_recipe(recipe, out)
+    record = out.with_suffix(".calibration.json")
+    _write_record(record, measured, fits, mappings, samples.data_hash)
+    console = Console(soft_wrap=True)
+    _print(console, measured, fits, mappings)
+    console.print(
+        f"wrote {out} and the measurements, {record}; look at it with: vla-autoprune recipe show {out}"
     )
-    with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=console) as progress:
+
+
+def _share(text: str) -> float:
+    value = finite(text)
+    if not 0 < value < 1:
+        raise ValueError(text)
+    return value
+
+
+def _slopes(text: str | None) -> list[float]:
+    from vla_autoprune.recipe import DEFAULT_SLOPES
+
+    if text is None:
+        return list(DEFAULT_SLOPES)
+    values = sorted(comma_list("--slopes", text, finite, "0,0.2,0.4", "numbers from 0 on"))
+    if values[0] < 0 or len(set(values)) < len(values):
+        raise InputError(f"--slopes is {text!r}; expected different numbers from 0 on, like 0,0.2,0.4")
+    return values
+
+
+def _check_recipe_options(
+    shape: ModelShape, layout: PromptLayout, slopes: list[float], options: dict[str, Any]
+) -> None:
+    """Refuse points that this model has not and budgets that are out of reach, all at once.
+
+    Raises:
+        InputError: naming the options.
+    """
+    from vla_autoprune.pruning.schedule import stage_lengths
+    from vla_autoprune.recipe import build_recipe
+
+    if options["pruning_points"] is not None:
+        try:
+            stage_lengths(shape.layers, options["pruning_points"])
+        except ValueError as error:
+            raise InputError(f"--points: {error}") from error
+    faults: list[str] = []
+    for budget in options["budgets"]:
+        with gathered(faults):
+            build_recipe(shape, layout, slopes=slopes, **{**options, "budgets": [budget]})
+    if not faults:
+        with gathered(faults):
+            build_recipe(shape, layout, slopes=slopes, **options)
+    refuse([f"--budgets: {fault}" for fault in faults])
+
+
+def _measure(
+    vla: DrivingVla, recipe: PruningRecipe, samples: NuScenesSplit, threads: int | None
+) -> SlopeLosses:
+    """Plan every sample in every bucket, with a bundle that lives as long as this takes."""
+    from engines.onnxruntime import OnnxRuntimeBackend
+    from vla_autoprune.export.export import export_bundle, text_files
+    from vla_autoprune.models.adapter import LlavaAdapter
+    from vla_autoprune.runtime.planner import Planner
+    from vla_autoprune.runtime.slope_losses import measure_slopes
+
+    with tempfile.TemporaryDirectory() as folder, progress_bar() as progress:
         exporting = progress.add_task("exporting", total=None)
         bundle = export_bundle(
-            adapter,
-            provisional,
+            LlavaAdapter(vla.model),
+            recipe,
             Path(folder) / "bundle",
             text_files(vla),
             progress=lambda _, done, total: progress.update(exporting, completed=done, total=total),
         )
         backend = OnnxRuntimeBackend(bundle, threads=threads)
-        planning = progress.add_task(f"planning in {len(provisional.buckets)} buckets", total=len(samples))
+        planning = progress.add_task(f"planning in {len(recipe.buckets)} buckets", total=len(samples))
         measured = measure_slopes(
             Planner(bundle, backend),
-            _drives(samples, vla.prompt.layout.cameras),
+            _drives(samples, recipe.layout.cameras),
             lambda done: progress.update(planning, completed=done),
         )
         progress.update(planning, completed=len(samples))
         backend.close()
+    return measured
 
-    fits = {}
-    for budget in provisional.budgets:
-        buckets = provisional.buckets_of(budget)
-        try:
-            fits[budget] = fit_mapping(
-                measured.complexities,
-                measured.losses[budget],
-                [bucket.slope for bucket in buckets],
-                [bucket.work_fraction for bucket in buckets],
-                measured.scenes,
-            )
-        except ValueError as error:
-            raise InputError(f"split {split} of {data}: {error}; synth --scenes makes more") from error
-    mappings = {budget: chosen_mapping(fit, keep_mapping) for budget, fit in fits.items()}
-    recipe = build_recipe(shape, vla.prompt.layout, mappings=mappings, **options)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_recipe(recipe, out)
-    record = out.with_suffix(".calibration.json")
-    _write_record(record, measured, fits, mappings, samples.data_hash)
-    _print(console, measured, fits, mappings)
-    console.print(
-        f"wrote {out} and the measurements, {record}; look at it with: vla-autoprune recipe show {out}"
+
+def _fit(measured: SlopeLosses, recipe: PruningRecipe, budget: float) -> MappingFit:
+    from vla_autoprune.pruning.calibration import fit_mapping
+
+    buckets = recipe.buckets_of(budget)
+    return fit_mapping(
+        measured.complexities,
+        measured.losses[budget],
+        [bucket.slope for bucket in buckets],
+        [bucket.work_fraction for bucket in buckets],
+        measured.scenes,
     )
 
 

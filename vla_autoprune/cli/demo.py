@@ -25,7 +25,9 @@ def demo(
 ) -> None:
     """Run the main job: make a world, export the shipped model, plan a frame, score it, name the report.
 
-    Every step is an ordinary command, printed before it runs. What an earlier run made is reused.
+    Every step is an ordinary command, printed before it runs. What an earlier run
+    made is reused. The frame is planned at the middle one of the recipe's budgets,
+    the larger of two.
 
     vla-autoprune demo --out out/demo
     """
@@ -36,8 +38,9 @@ def demo(
          "--overwrite")
     _run("the shipped model as a bundle of static stages", "export", bundle)
     ego = _lay_out_frame(world, frame)
-    _run("one frame, 40 % of the visual tokens", "predict", bundle, "--images", frame, *ego,
-         "--budget", 0.4, "--out", out / "predict")
+    budget = _middle_budget(bundle)
+    _run(f"one frame, {budget:.0%} of the visual tokens", "predict", bundle, "--images", frame, *ego,
+         "--budget", budget, "--out", out / "predict")
     _run("pruned against unpruned", "evaluate", bundle, "--data", world, "--limit", limit,
          "--out", report.parent)
     console = Console(soft_wrap=True)
@@ -56,6 +59,14 @@ def _run(what: str, *command: object) -> None:
         raise KeyboardInterrupt
     if done.returncode:
         raise VlaError(f"the demo stopped: vla-autoprune {words[0]} failed with exit code {done.returncode}")
+
+
+def _middle_budget(bundle: Path) -> float:
+    from vla_autoprune.bundle import RECIPE
+    from vla_autoprune.recipe import read_recipe
+
+    falling = read_recipe(bundle / RECIPE).budgets
+    return falling[(len(falling) - 1) // 2]
 
 
 def _lay_out_frame(world: Path, folder: Path) -> list[str]:

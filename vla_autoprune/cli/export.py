@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vla_autoprune.cli import app
 from vla_autoprune.cli.options import require_directory
 from vla_autoprune.errors import BundleError
+from vla_autoprune.progress import progress_bar
 
 if TYPE_CHECKING:
     from engines.parity import ParityReport
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     from vla_autoprune.models.adapter import StageModel
     from vla_autoprune.models.driving_vla import DrivingVla
     from vla_autoprune.recipe import PruningRecipe
+
+
+class Opset(str, Enum):
+    """The ONNX operator sets that bundles come in."""
+
+    JETPACK_6 = "18"
+    CURRENT = "23"
 
 
 @app.command()
@@ -34,8 +42,10 @@ def export(
     model: Path | None = typer.Option(
         None, "--model", metavar="DIR", help="A trained model; the shipped one unless given."
     ),
-    opset: int = typer.Option(
-        23, "--opset", help="ONNX operator set: 23, or 18 for TensorRT of JetPack 6 and older runtimes."
+    opset: Opset = typer.Option(
+        Opset.CURRENT,
+        "--opset",
+        help="ONNX operator set; 18 is for TensorRT of JetPack 6 and older runtimes.",
     ),
     overwrite: bool = typer.Option(
         False, "--overwrite", help="Export even if the bundle there has the same model, recipe and options."
@@ -52,36 +62,32 @@ def export(
     Your own:  vla-autoprune export out/bundle --model out/train/model --recipe out/recipe.json
     """
     from engines.parity import export_checked
-    from vla_autoprune.export.export import text_files
+    from vla_autoprune.export.export import place_of, text_files
     from vla_autoprune.models.adapter import LlavaAdapter
     from vla_autoprune.models.driving_vla import SHIPPED, load_model, load_shipped
 
     require_directory("BUNDLE", out)
+    place_of(out)
+    operators = int(opset.value)
     console = Console(soft_wrap=True)
     vla = load_shipped() if model is None else load_model(model)
     adapter = LlavaAdapter(vla.model)
     chosen = _recipe(recipe, model or SHIPPED, adapter, vla)
-    if not overwrite and _is_current(out, chosen, opset, text_files(vla)):
+    if not overwrite and _is_current(out, chosen, operators, text_files(vla)):
         console.print(
             f"{out} is already the bundle of this model, recipe and opset; --overwrite exports it again"
         )
         return
-    with Progress(
-        TextColumn("[bold]export[/]"),
-        BarColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        console=console,
-    ) as progress:
-        task = progress.add_task("", total=None)
+    with progress_bar() as progress:
+        task = progress.add_task("export", total=None)
         bundle, report = export_checked(
             adapter,
             vla,
             chosen,
             out,
-            opset=opset,
+            opset=operators,
             progress=lambda what, done, total: progress.update(
-                task, description=what, completed=done, total=total
+                task, description=f"export, {what}", completed=done, total=total
             ),
         )
     _print_result(console, bundle, report)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import typer
+from pydantic import ValidationError
 
-from vla_autoprune.errors import InputError
+from vla_autoprune.errors import InputError, VlaError
 
 Item = TypeVar("Item")
 
@@ -34,7 +36,9 @@ class PolicyName(str, Enum):
     UNIFORM = "uniform"
 
 
-def comma_list(option: str, text: str, kind: Callable[[str], Item], example: str) -> list[Item]:
+def comma_list(
+    option: str, text: str, kind: Callable[[str], Item], example: str, what: str = "values"
+) -> list[Item]:
     """Read an option that is a list with commas.
 
     Args:
@@ -42,6 +46,7 @@ def comma_list(option: str, text: str, kind: Callable[[str], Item], example: str
         text: what was given.
         kind: from an entry to its value; raises ValueError for what is none.
         example: a good list, for the message.
+        what: the kind, for the message.
 
     Returns:
         The values in the order given, at least one.
@@ -55,15 +60,68 @@ def comma_list(option: str, text: str, kind: Callable[[str], Item], example: str
             return [kind(part) for part in parts]
     except ValueError:
         pass
-    raise InputError(f"{option} is {text!r}; expected values separated by commas, like {example}")
+    raise InputError(f"{option} is {text!r}; expected {what} separated by commas, like {example}")
 
 
 def finite(text: str) -> float:
     """A number, neither infinite nor NaN; raises ValueError for anything else."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise ValueError("expected a finite number")
+
+
+@contextlib.contextmanager
+def gathered(faults: list[str]) -> Iterator[None]:
+    """Note what a check raises and go on to the next, so that one run tells all that is wrong.
+
+    Args:
+        faults: gets a line per error; `refuse` raises them.
+    """
+    try:
+        yield
+    except VlaError as error:
+        faults.append(str(error))
+
+
+def refuse(faults: list[str]) -> None:
+    """Raise what `gathered` noted.
+
+    Raises:
+        InputError: there is a fault.
+    """
+    if faults:
+        raise InputError("; ".join(faults))
+
+
+def usage_fault(error: typer.TyperException) -> str:
+    """What is wrong with the words of a command line, on one line.
+
+    Args:
+        error: as typer raises it.
+
+    Returns:
+        Option, value, what is expected, and where help is.
+    """
+    context, parameter, cause = getattr(error, "ctx", None), getattr(error, "param", None), error.__cause__
+    message = error.format_message().rstrip(".")
+    if parameter is not None and isinstance(cause, ValidationError):
+        fault = cause.errors()[0]
+        name = parameter.get_error_hint().strip("'")
+        message = f"{name} {fault['input']}: {_expected(fault, parameter)}"
+    return f"{message}; see {context.command_path if context else 'vla-autoprune'} --help"
+
+
+def _expected(fault: Any, parameter: Any) -> str:
+    kind, low, high = str(fault["type"]), parameter.min, parameter.max
+    if kind == "value_error":  # of a parser or a choice, which repeats the value
+        return str(fault["ctx"]["error"]).removeprefix(f"{fault['input']!r} is ").rstrip(".")
+    if not kind.startswith(("int_", "float_", "greater_", "less_")):
+        return str(fault["msg"])
+    noun = "a whole number" if kind.startswith("int_") else "a number"
+    if low is None:
+        return f"expected {noun}" if high is None else f"expected {noun} up to {high}"
+    return f"expected {noun} from {low} {'on' if high is None else f'to {high}'}"
 
 
 def require_directory(option: str, path: Path) -> None:

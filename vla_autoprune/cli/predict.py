@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -13,10 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from vla_autoprune.cli import app
-from vla_autoprune.cli.options import THREADS, PolicyName, require_directory
+from vla_autoprune.cli.options import THREADS, PolicyName, finite, require_directory
 from vla_autoprune.errors import InputError
 from vla_autoprune.files import write_whole
 from vla_autoprune.frame import Command, EgoState, Frame, Plan
+from vla_autoprune.models.prompt import heard_ego
+from vla_autoprune.models.tokenizer import ACCELERATION_MPS2, SPEED_MPS, YAW_RATE_RPS
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -27,9 +30,23 @@ def predict(
     images: Path = typer.Option(
         ..., "--images", metavar="DIR", help="One image file per camera, CAM_FRONT and so on in their names."
     ),
-    speed: float = typer.Option(..., "--speed", help="Of the ego vehicle, m/s."),
-    acceleration: float = typer.Option(0.0, "--acceleration", help="m/s², negative when braking."),
-    yaw_rate: float = typer.Option(0.0, "--yaw-rate", help="rad/s, positive to the left."),
+    speed: float = typer.Option(
+        ..., "--speed", parser=finite, metavar="M/S", help=f"Of the ego vehicle, {SPEED_MPS.range} m/s."
+    ),
+    acceleration: float = typer.Option(
+        0.0,
+        "--acceleration",
+        parser=finite,
+        metavar="M/S²",
+        help=f"{ACCELERATION_MPS2.range} m/s², negative when braking.",
+    ),
+    yaw_rate: float = typer.Option(
+        0.0,
+        "--yaw-rate",
+        parser=finite,
+        metavar="RAD/S",
+        help=f"{YAW_RATE_RPS.range} rad/s, positive to the left.",
+    ),
     command: Command = typer.Option(Command.STRAIGHT, "--command", help="Where the route goes next."),
     budget: float | None = typer.Option(
         None,
@@ -43,6 +60,10 @@ def predict(
     threads: int | None = THREADS,
 ) -> None:
     """Plan one frame of image files; write waypoints.json and picture.png.
+
+    A model knows words for speeds, accelerations and yaw rates in the ranges
+    below. A value beyond is clipped to the nearest word; a note says so, and
+    waypoints.json has what was asked and what was used.
 
     Example: vla-autoprune predict out/bundle --images keyframe --speed 6 --command left --budget 0.4
     """
@@ -123,11 +144,8 @@ def _document(plan: Plan, frame: Frame, bundle_id: str) -> dict[str, Any]:
             for time, (x, y, h) in zip(plan.times_s, plan.waypoints_in_ego, strict=True)
         ],
         "frame": "ego: x forward, y left, rear axle, at the time of the images",
-        "ego": {
-            "speed_mps": frame.ego.speed_mps,
-            "acceleration_mps2": frame.ego.acceleration_mps2,
-            "yaw_rate_rps": frame.ego.yaw_rate_rps,
-        },
+        "ego_asked": dataclasses.asdict(frame.ego),
+        "ego_used": dataclasses.asdict(heard_ego(frame.ego)),
         "command": frame.command.value,
         "answer": plan.text,
         "bucket": plan.bucket,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import typer
+from rich.box import SIMPLE
 from rich.columns import Columns
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
 from vla_autoprune.cli import app
+from vla_autoprune.cli.options import require_file
 from vla_autoprune.errors import InputError
+from vla_autoprune.files import write_whole
 from vla_autoprune.pruning.work import kv_mib
 from vla_autoprune.recipe import (
     FULL,
@@ -23,6 +26,9 @@ from vla_autoprune.recipe import (
     read_recipe,
 )
 
+Cell = Callable[[Bucket], str]
+WIDE = 120
+"""Columns from which all figures of a bucket fit on one line."""
 EIGHTHS = " ▁▂▃▄▅▆▇█"
 CHART_ROWS = 4
 
@@ -42,21 +48,31 @@ def show(
     Example: vla-autoprune recipe show out/bundle --png curves.png
     """
     recipe = _read(file)
+    if png is not None:
+        if png.suffix.lower() != ".png":
+            raise InputError(f"--png {png}: the name must end in .png")
+        require_file("--png", png)
+        _draw(recipe, png)
     console = Console()
     _print_heading(console, recipe, file)
-    console.print(_table(recipe))
+    schedule, cost = _schedule_columns(recipe), _cost_columns(recipe)
+    for columns in [{**schedule, **cost}] if console.width >= WIDE else [schedule, cost]:
+        console.print(_table(recipe, columns))
+    console.print(
+        "* taken when complexity is not asked; +n are merged tokens; complexity in bits", style="dim"
+    )
     for budget in recipe.budgets:
         panels = [_chart(recipe, bucket) for bucket in recipe.buckets_of(budget)]
         console.print(Columns(panels, padding=(0, 1)))
     console.print(
-        "Bars: visual tokens into each decoder layer. "
-        "work: prefill FLOPs of the decoder, causal and grouped-query aware;\n"
-        "paper: its own counter. coarse: mean distance from pruning after every layer, in tokens over V.",
+        "Bars: visual tokens into each decoder layer, mean into: their mean.\n"
+        "work: prefill FLOPs of the decoder, causal and grouped-query aware.\n"
+        "paper: its own counter of work.\n"
+        "coarse: mean distance from pruning after every layer, in tokens over V.",
         style="dim",
     )
     if png is not None:
-        _draw(recipe, png)
-        console.print(f"wrote {png}")
+        console.print(f"wrote {png}", soft_wrap=True, highlight=False)
 
 
 @recipe_app.command()
@@ -81,40 +97,54 @@ def _read(file: Path) -> PruningRecipe:
 def _print_heading(console: Console, recipe: PruningRecipe, file: Path) -> None:
     model, layout = recipe.model, recipe.layout
     stages = " | ".join(f"{layers.start}-{layers.stop - 1}" for layers in recipe.stages)
-    console.print(f"[bold]{file}[/]  {recipe.form} recipe, sha256 {recipe.sha256[:16]}…", highlight=False)
+    console.print(f"[bold]{file}[/]", highlight=False, soft_wrap=True)
     console.print(
-        f"model {model.id}: {model.layers} layers, hidden {model.hidden}, {model.heads} heads, "
+        f"recipe: {recipe.form}, sha256 {recipe.sha256[:16]}…\n"
+        f"model:  {model.id}, {model.layers} layers, hidden {model.hidden}, {model.heads} heads, "
         f"{model.kv_heads} KV heads, ffn {model.ffn}\n"
         f"prompt: {layout.visual_tokens} visual tokens from {len(layout.cameras)} cameras, "
-        f"{layout.text_tokens} text tokens, {recipe.decode_length} generated; stages (layers) {stages}\n"
+        f"{layout.text_tokens} text tokens, {recipe.decode_length} generated\n"
+        f"stages: layers {stages}\n"
         f"scores: {recipe.scorer.reduction}, encoder weight {recipe.scorer.encoder_weight:g}; "
         f"recovery {'on' if recipe.recovery else 'off'}; positions {recipe.positions}",
         highlight=False,
     )
 
 
-def _table(recipe: PruningRecipe) -> Table:
-    table = Table(header_style="bold", pad_edge=False)
-    table.add_column("bucket")
-    table.add_column("visual tokens into stages")
-    for title in ("slope", "complexity", "mean into", "of V", "work", "paper", "KV MiB", "coarse"):
-        table.add_column(title, justify="right")
+def _schedule_columns(recipe: PruningRecipe) -> dict[str, Cell]:
+    """What each bucket does, by column title."""
+    return {
+        "visual tokens into stages": lambda bucket: _counts(recipe, bucket),
+        "slope": lambda bucket: "" if bucket.name == FULL else f"{bucket.slope:g}",
+        "complexity": lambda bucket: "" if bucket.name == FULL else _interval(bucket),
+    }
+
+
+def _cost_columns(recipe: PruningRecipe) -> dict[str, Cell]:
+    """What each bucket costs, by column title."""
+    visual = recipe.layout.visual_tokens
+    return {
+        "mean into": lambda bucket: f"{_mean_into(bucket):.1f}",
+        "of V": lambda bucket: f"{_mean_into(bucket) / visual:.1%}",
+        "work": lambda bucket: f"{bucket.work_fraction:.1%}",
+        "paper": lambda bucket: f"{published_work_fraction(recipe, bucket):.1%}",
+        "KV MiB": lambda bucket: f"{kv_mib(recipe.model, bucket.kv_tokens_per_layer):.2f}",
+        "coarse": lambda bucket: f"{coarsening_error(recipe, bucket):.1%}",
+    }
+
+
+def _table(recipe: PruningRecipe, columns: Mapping[str, Cell]) -> Table:
+    table = Table("bucket", header_style="bold", box=SIMPLE)
+    for title in columns:
+        table.add_column(title, justify="left" if title.startswith("visual") else "right", no_wrap=True)
     for bucket in recipe.buckets:
-        mean = sum(bucket.visual_tokens_into_layers) / recipe.model.layers
-        table.add_row(
-            f"{bucket.name}{' *' if bucket.default else ''}",
-            _counts(recipe, bucket),
-            "" if bucket.name == FULL else f"{bucket.slope:g}",
-            "" if bucket.name == FULL else _interval(bucket),
-            f"{mean:.1f}",
-            f"{100 * mean / recipe.layout.visual_tokens:.1f} %",
-            f"{100 * bucket.work_fraction:.1f} %",
-            f"{100 * published_work_fraction(recipe, bucket):.1f} %",
-            f"{kv_mib(recipe.model, bucket.kv_tokens_per_layer):.2f}",
-            f"{100 * coarsening_error(recipe, bucket):.1f} %",
-        )
-    table.caption = "* taken when complexity is not asked; +n are merged tokens; complexity in bits"
+        name = f"{bucket.name} *" if bucket.default else bucket.name
+        table.add_row(name, *(cell(bucket) for cell in columns.values()))
     return table
+
+
+def _mean_into(bucket: Bucket) -> float:
+    return sum(bucket.visual_tokens_into_layers) / len(bucket.visual_tokens_into_layers)
 
 
 def _counts(recipe: PruningRecipe, bucket: Bucket) -> str:
@@ -150,19 +180,9 @@ def _bars(counts: Sequence[int], total: int) -> list[str]:
 
 
 def _draw(recipe: PruningRecipe, png: Path) -> None:
-    if png.suffix.lower() != ".png":
-        raise InputError(f"--png {png}: the name must end in .png")
-    if not png.parent.is_dir():
-        raise InputError(f"--png {png}: there is no directory {png.parent}; create it first")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            "--png needs matplotlib; install it with: pip install 'vla_autoprune[eval]'"
-        ) from error
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4 * len(recipe.budgets), 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
     every = figure.subplots(1, len(recipe.budgets), sharey=True, squeeze=False)[0]
     edges = range(recipe.model.layers + 1)
     for axes, budget in zip(every, recipe.budgets, strict=True):
@@ -176,6 +196,5 @@ def _draw(recipe: PruningRecipe, png: Path) -> None:
         )
         axes.legend(fontsize=8)
     every[0].set_ylabel("visual tokens into the layer")
-    temporary = png.with_name(f".{png.name}.part")
-    figure.savefig(temporary, format="png", dpi=150)
-    temporary.replace(png)
+    png.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(png, lambda file: figure.savefig(file, format="png", dpi=150))

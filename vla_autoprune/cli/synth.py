@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import typer
@@ -13,8 +12,6 @@ from vla_autoprune.cli import app
 from vla_autoprune.cli.options import comma_list, require_directory
 from vla_autoprune.errors import InputError
 
-_SIZE = re.compile(r"(\d+)x(\d+)")
-
 
 @app.command()
 def synth(
@@ -24,11 +21,18 @@ def synth(
         metavar="DIR",
         help="Folder of the data set, new or empty (the dataroot).",
     ),
-    scenes: int = typer.Option(10, "--scenes", help="Drives to write, 1 to 1000; each takes about 20 MB."),
-    seed: int = typer.Option(0, "--seed", help="Another seed gives other roads, traffic and drives."),
-    duration_s: float = typer.Option(20.0, "--duration-s", help="Length of a drive in seconds, 4 to 60."),
+    scenes: int = typer.Option(
+        10, "--scenes", min=1, max=1000, help="Drives to write; each takes about 20 MB."
+    ),
+    seed: int = typer.Option(0, "--seed", min=0, help="Another seed gives other roads, traffic and drives."),
+    duration_s: float = typer.Option(
+        20.0, "--duration-s", min=4, max=60, help="Length of a drive in seconds."
+    ),
     image_size: str = typer.Option(
-        "800x450", "--image-size", metavar="WxH", help="Size of the camera images."
+        "800x450",
+        "--image-size",
+        metavar="WxH",
+        help="Size of the camera images in pixels, 64x36 to 3840x2160.",
     ),
     kinds: str = typer.Option(
         "all",
@@ -36,12 +40,18 @@ def synth(
         metavar="A,B,…",
         help="Kinds of drive, such as lead,light; an unknown one lists them.",
     ),
-    val_fraction: float = typer.Option(0.5, "--val-fraction", help="Share of the drives for evaluation."),
-    calibration_fraction: float = typer.Option(
-        0.3, "--calibration-fraction", help="Share for calibration; what is left is the train split."
+    val_fraction: float = typer.Option(
+        0.5, "--val-fraction", min=0, max=1, help="Share of the drives for evaluation."
     ),
-    jpeg_quality: int = typer.Option(85, "--jpeg-quality", help="30 to 100."),
-    workers: int | None = typer.Option(None, "--workers", help="Processes; one per CPU unless given."),
+    calibration_fraction: float = typer.Option(
+        0.3,
+        "--calibration-fraction",
+        min=0,
+        max=1,
+        help="Share for calibration; what is left of both is the train split.",
+    ),
+    jpeg_quality: int = typer.Option(85, "--jpeg-quality", min=30, max=100, help="Of the camera images."),
+    workers: int | None = typer.Option(None, "--workers", min=1, help="Processes; one per CPU unless given."),
     overwrite: bool = typer.Option(
         False,
         "--overwrite",
@@ -67,15 +77,13 @@ def synth(
     from eval_nuscenes.nuscenes_writer import VERSION, dataset_options, write_dataset
 
     require_directory("--out", out)
-    size = _SIZE.fullmatch(image_size)
-    if not size:
-        raise InputError(f"--image-size: {image_size!r} is not WIDTHxHEIGHT in pixels, such as 800x450")
+    width, height = _width_height(image_size)
     options = dataset_options(
         scenes=scenes,
         seed=seed,
         duration_s=duration_s,
-        width=int(size[1]),
-        height=int(size[2]),
+        width=width,
+        height=height,
         kinds=() if kinds == "all" else tuple(comma_list("--kinds", kinds, str, "lead,light")),
         val_fraction=val_fraction,
         calibration_fraction=calibration_fraction,
@@ -103,3 +111,10 @@ def synth(
         markup=False,
         highlight=False,
     )
+
+
+def _width_height(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise InputError(f"--image-size {text}: expected WIDTHxHEIGHT in pixels, such as 800x450")
+    return int(width), int(height)

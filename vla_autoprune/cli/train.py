@@ -11,16 +11,19 @@ import typer
 from rich.console import Console
 
 from vla_autoprune.cli import app
-from vla_autoprune.cli.options import comma_list, require_directory
+from vla_autoprune.cli.options import comma_list, gathered, refuse, require_directory
 from vla_autoprune.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
+    from vla_autoprune.models.driving_vla import DrivingVla
+
 TRAINING_SEED = 1_000_000_000
 HELD_OUT_SEED = 900_000_000
 """Seeds that neither data sets nor each other reach: no drive that is judged was trained on."""
 SEEDS_PER_TRAINING = 10_000_000
+MOST_SCENES = 1_000_000
 
 
 class Device(str, Enum):
@@ -35,36 +38,71 @@ class Device(str, Enum):
 def train(
     out: Annotated[Path, typer.Option(help="Directory of checkpoints, figures and the trained model.")],
     scenes: Annotated[
-        int, typer.Option(min=64, help="Training scenes to make, six images and four queries each.")
+        int,
+        typer.Option(
+            min=64,
+            max=MOST_SCENES,
+            help="Training scenes, six images and four queries each; rounded up to whole shards of 64.",
+        ),
     ] = 12_000,
-    held_out: Annotated[int, typer.Option(min=8, help="Scenes kept aside to judge the model.")] = 512,
+    held_out: Annotated[
+        int,
+        typer.Option(
+            min=8,
+            max=MOST_SCENES,
+            help="Scenes to judge the model by, which it never trains on; they are made in shards of 64.",
+        ),
+    ] = 512,
     cache: Annotated[
         Path | None, typer.Option(help="Where scenes are kept between trainings; default: OUT/scenes.")
     ] = None,
     device: Annotated[Device, typer.Option(help="auto takes a GPU where there is one.")] = Device.AUTO,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     workers: Annotated[int, typer.Option(min=1, help="Processes that make scenes.")] = 2,
-    seed: Annotated[int, typer.Option(help="Seed of scenes, weights and training.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=1_000_000, help="Seed of scenes, weights and training.")
+    ] = 0,
     effort: Annotated[
         float,
-        typer.Option(min=0.0001, help="Multiplies how many scenes every stage sees; 1 is the full recipe."),
+        typer.Option(
+            min=0.0001, max=1000, help="Multiplies how many scenes every stage sees; 1 is the full recipe."
+        ),
     ] = 1.0,
     stages: Annotated[
         str | None,
         typer.Option(
-            help="Scenes seen by tower,front,surround stage instead, for example 20000,100000,200000."
+            metavar="N,N,N",
+            help="Scenes seen by tower,front,surround stage instead, for example 20000,100000,200000; "
+            "0 leaves a stage out.",
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Scenes per step.")] = 16,
-    learning_rate: Annotated[float, typer.Option(min=0, help="Peak learning rate of the decoder.")] = 1.3e-3,
-    width: Annotated[int, typer.Option(min=16, help="Hidden size of tower and decoder; 4 heads.")] = 128,
-    layers: Annotated[int, typer.Option(min=2, help="Decoder layers.")] = 8,
+    batch: Annotated[
+        int, typer.Option(min=1, max=4096, help="Scenes per step, at most all that there are.")
+    ] = 16,
+    learning_rate: Annotated[
+        float, typer.Option(min=1e-8, max=1, help="Peak learning rate of the decoder.")
+    ] = 1.3e-3,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            min=16,
+            max=4096,
+            help="Hidden size of tower and decoder, a multiple of 8; 128 unless given or started from.",
+        ),
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=2, max=128, help="Decoder layers; 8 unless given or started from.")
+    ] = None,
     start_from: Annotated[
         Path | None, typer.Option(help="A trained model's directory to start from instead of random weights.")
     ] = None,
     max_minutes: Annotated[
         float | None,
-        typer.Option(min=0, help="Stop cleanly after this time of training; the same command goes on later."),
+        typer.Option(
+            min=0,
+            help="Begin no further step after this time, counted from the first step, evaluations included; "
+            "making scenes before and judging a finished model after come on top. The same command goes on.",
+        ),
     ] = None,
     evaluations: Annotated[int, typer.Option(min=0, help="Evaluations during each driving stage.")] = 5,
     rank_tests: Annotated[
@@ -88,27 +126,32 @@ def train(
     import eval_nuscenes.world
     from eval_nuscenes.world.snapshots import training_scene
     from vla_autoprune.fingerprint import source_hash
-    from vla_autoprune.models.driving_vla import ModelSize, build_model, load_model
     from vla_autoprune.models.held_out import HeldOut
     from vla_autoprune.models.scene_store import load_scenes, make_scenes
     from vla_autoprune.models.training import STAGES, Trainer, TrainingOptions
 
     console = Console(soft_wrap=True)
-    require_directory("--out", out)
-    where = _device(device)
+    kept = cache or out / "scenes"
+    options = TrainingOptions(seed=seed, batch=min(batch, scenes), learning_rate=learning_rate)
+    seen = [round(effort * options.steps(stage) * options.batch) for stage in STAGES]
+    faults: list[str] = []
+    with gathered(faults):
+        require_directory("--out", out)
+    with gathered(faults):
+        require_directory("--cache", kept)
+    with gathered(faults):
+        where = _device(device)
+    with gathered(faults):
+        seen = _stage_scenes(stages) if stages is not None else seen
+    with gathered(faults):
+        vla = _model_to_train(start_from, width, layers, seed)
+    refuse(faults)
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high")
-    options = TrainingOptions(seed=seed, batch=min(batch, scenes), learning_rate=learning_rate)
-    seen = (
-        _stage_scenes(stages)
-        if stages
-        else [round(effort * options.steps(s) * options.batch) for s in STAGES]
-    )
     options = dataclasses.replace(
         options, tower_scenes=seen[0], front_scenes=seen[1], surround_scenes=seen[2]
     )
 
-    kept = cache or out / "scenes"
     world = source_hash([Path(eval_nuscenes.world.__file__).parent])
     first = TRAINING_SEED + seed * SEEDS_PER_TRAINING
     training_shards = make_scenes(
@@ -118,8 +161,6 @@ def train(
         training_scene, HELD_OUT_SEED, held_out, kept / "held_out", world, workers, "to judge"
     )
 
-    size = ModelSize(width=width, layers=layers, feed_forward=16 * round(width * 2.75 / 16))
-    vla = load_model(start_from) if start_from else build_model(size, seed)
     store = load_scenes(training_shards, vla, where)
     judge = HeldOut(
         load_scenes(judged_shards, vla, where), held_out, batch=256 if where.type == "cuda" else 32
@@ -135,9 +176,7 @@ def train(
         console.print(f"going on from {trainer.checkpoint}")
     if trainer.run(max_minutes=max_minutes, evaluations=evaluations):
         trainer.finish(rank_tests)
-        console.print(
-            f"model in {out / 'model'}, figures in {out / 'training.json'}, curves in {out / 'curves.png'}"
-        )
+        console.print(f"model in {out / 'model'}, figures and curves in {out}/training.json and curves.png")
     else:
         console.print(f"time is up; the same command goes on from {trainer.checkpoint}")
 
@@ -154,8 +193,34 @@ def _device(device: Device) -> torch.device:
 
 def _stage_scenes(text: str) -> list[int]:
     counts = comma_list("--stages", text, int, "20000,100000,200000")
-    if len(counts) != 3 or min(counts) < 0:
+    if len(counts) != 3 or min(counts) < 0 or not any(counts):
         raise InputError(
-            f"--stages is {text!r}; give three counts of scenes, for example 20000,100000,200000"
+            f"--stages is {text!r}; expected three counts of scenes, not all 0, "
+            "for example 20000,100000,200000"
         )
     return counts
+
+
+def _model_to_train(start_from: Path | None, width: int | None, layers: int | None, seed: int) -> DrivingVla:
+    """The model as it is before the first step: of the size asked for, or a trained one of that size."""
+    from vla_autoprune.models.driving_vla import ModelSize, build_model, load_model
+
+    if start_from is not None:
+        vla = load_model(start_from)
+        has = {"--width": vla.decoder_config.hidden_size, "--layers": vla.decoder_config.num_hidden_layers}
+        for option, asked in (("--width", width), ("--layers", layers)):
+            if asked not in (None, has[option]):
+                raise InputError(
+                    f"{option} {asked}: the model of --start-from {start_from} has {has[option]}; "
+                    f"leave {option} out, or start from random weights"
+                )
+        return vla
+    default = ModelSize()
+    wide = default.width if width is None else width
+    if wide % (2 * default.heads):
+        raise InputError(
+            f"--width {wide}: expected a multiple of {2 * default.heads}, for {default.heads} heads of even "
+            f"width, such as {wide - wide % (2 * default.heads)}"
+        )
+    size = ModelSize(width=wide, layers=layers or default.layers, feed_forward=16 * round(wide * 2.75 / 16))
+    return build_model(size, seed)

@@ -82,7 +82,7 @@ def export_bundle(
     """
     if opset not in OPSETS:
         raise InputError(f"opset is {opset}; allowed: {', '.join(map(str, OPSETS))}")
-    place = _place(out)
+    place = place_of(out)
     recipe.require_model(model.shape(recipe.model.id).weights_sha256, "the model to export")
     say = progress or (lambda what, done, total: None)
     graphs = contract.graphs(recipe, model.embedding.shape[0])
@@ -288,8 +288,12 @@ def _apply_contract(proto: onnx.ModelProto, graph: contract.Graph) -> None:
                     dim.dim_param = size
 
 
-def _place(out: Path) -> Path:
-    """Where a bundle goes, as an absolute path without links; refused where something else would be lost."""
+def place_of(out: Path) -> Path:
+    """Where a bundle goes, as an absolute path without links.
+
+    Raises:
+        InputError: it is or holds the working directory, or something there that is no bundle would be lost.
+    """
     place = out.resolve()
     if Path.cwd().is_relative_to(place):
         raise InputError(

@@ -8,6 +8,8 @@ No torch here: the vehicle's runtime builds its prompts with this module.
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +19,11 @@ from tokenizers import Tokenizer
 from vla_autoprune.errors import BundleError, InputError
 from vla_autoprune.frame import CAMERAS, Command, EgoState
 from vla_autoprune.models.tokenizer import (
-    ACCELERATION_MPS2,
     BOS,
+    EGO_SCALES,
     IMAGE,
-    SPEED_MPS,
-    YAW_RATE_RPS,
     camera_word,
     ego_words,
-    is_finite,
 )
 from vla_autoprune.recipe import PromptLayout
 
@@ -65,7 +64,7 @@ class PromptBuilder:
         """A builder for the tokenizer of a bundle or a shipped model.
 
         Raises:
-            BundleError: the file cannot be read as a tokenizer.
+            BundleError: the file cannot be read as a tokenizer, or lacks a word; the message names it.
         """
         try:
             tokenizer = Tokenizer.from_str(tokenizer_json.read_text(encoding="utf-8"))
@@ -73,13 +72,16 @@ class PromptBuilder:
             raise BundleError(
                 f"{tokenizer_json} is not a tokenizer file: {error}; export the bundle anew"
             ) from error
-        return cls(tokenizer, layout)
+        try:
+            return cls(tokenizer, layout)
+        except BundleError as error:
+            raise BundleError(f"{tokenizer_json}: {error}; export the bundle anew") from error
 
     def build(self, ego: EgoState, command: Command) -> NDArray[np.int64]:
         """Token ids of a prompt.
 
         Args:
-            ego: motion at the time of the frame; values beyond the bins are clipped, see `clipped_fields`.
+            ego: motion at the time of the frame; values beyond the bins are clipped, see `clipping_notes`.
             command: where the route goes.
 
         Returns:
@@ -88,8 +90,9 @@ class PromptBuilder:
         Raises:
             InputError: a number of the ego state is not finite.
         """
-        if not is_finite(ego):
-            raise InputError(f"ego state {ego} holds a value that is not finite; check the odometry")
+        for name, value in asdict(ego).items():
+            if not math.isfinite(value):
+                raise InputError(f"{name} of the ego state is {value}, not finite; check the odometry")
         return np.concatenate([self._prefix, self.suffix(ego, command)])
 
     @property
@@ -117,11 +120,16 @@ class PromptBuilder:
         return token
 
 
-def clipped_fields(ego: EgoState) -> tuple[str, ...]:
-    """Names of the ego state's fields that lie beyond the prompt's bins, hence were clipped."""
-    ranges = (
-        ("speed_mps", ego.speed_mps, SPEED_MPS),
-        ("acceleration_mps2", ego.acceleration_mps2, ACCELERATION_MPS2),
-        ("yaw_rate_rps", ego.yaw_rate_rps, YAW_RATE_RPS),
+def heard_ego(ego: EgoState) -> EgoState:
+    """The ego state that the prompt's words print: rounded to their steps, clipped to their ranges."""
+    return EgoState(**{name: scale.heard(getattr(ego, name)) for name, scale in EGO_SCALES.items()})
+
+
+def clipping_notes(ego: EgoState) -> tuple[str, ...]:
+    """Per field of the ego state beyond the prompt's bins: what was given, what is allowed, what was used."""
+    given, used = asdict(ego), asdict(heard_ego(ego))
+    return tuple(
+        f"clipped: {name} is {given[name]:g}, outside {scale.range}; {used[name]:g} was used"
+        for name, scale in EGO_SCALES.items()
+        if not scale.holds(given[name])
     )
-    return tuple(name for name, value, scale in ranges if not scale.holds(value))

@@ -14,21 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
 
 from vla_autoprune.errors import InputError
+from vla_autoprune.files import write_whole
 from vla_autoprune.frame import Command, EgoState
 from vla_autoprune.models.driving_vla import DrivingVla
 from vla_autoprune.models.prompt import SUFFIX_LENGTH
 from vla_autoprune.models.training_data import TrainingScene
+from vla_autoprune.progress import progress_bar
 
 SHARD_SCENES = 64
 COMMANDS: tuple[Command, ...] = tuple(Command)
@@ -78,12 +72,6 @@ class SceneStore:
         return torch.from_numpy(np.stack(picked)[:, list(cameras)])
 
 
-def progress_bar() -> Progress:
-    """A progress bar with counts, elapsed and remaining time."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TextColumn("left"), TimeRemainingColumn())
-
-
 def make_scenes(
     make: SceneMaker,
     first_seed: int,
@@ -121,7 +109,7 @@ def make_scenes(
                 "name another --cache or delete that directory"
             )
     else:
-        _write_atomically(note, lambda path: path.write_text(json.dumps(described) + "\n", encoding="utf-8"))
+        write_whole(note, (json.dumps(described) + "\n").encode())
     shards = [cache / f"shard_{index:05d}" for index in range(-(-scenes // SHARD_SCENES))]
     missing = [(index, shard) for index, shard in enumerate(shards) if not _labels_file(shard).exists()]
     if not missing:
@@ -216,9 +204,9 @@ def _make_shard(make: SceneMaker, first_seed: int, shard: Path) -> None:
         "obstacles": np.array([[q.obstacles for q in some] for some in queries], dtype=np.float16),
         "kind": np.array([scene.kind for scene in scenes]),
     }
-    _write_atomically(_images_file(shard), lambda path: np.save(path, images))
+    write_whole(_images_file(shard), lambda file: np.save(file, images))
     # Written last: its presence says that the shard is whole.
-    _write_atomically(_labels_file(shard), lambda path: np.savez_compressed(path, **table))
+    write_whole(_labels_file(shard), lambda file: np.savez_compressed(file, **table))
 
 
 def _images_file(shard: Path) -> Path:
@@ -227,15 +215,6 @@ def _images_file(shard: Path) -> Path:
 
 def _labels_file(shard: Path) -> Path:
     return shard.with_name(f"{shard.name}.npz")
-
-
-def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    draft = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _one_thread() -> None:

@@ -6,7 +6,6 @@ A prompt reads `<bos> CAM_FRONT_LEFT: <image> … speed 7.4 accel +0.4 yaw +0.02
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +44,15 @@ class Scale:
         index = round((min(max(value, self.low), self.high) - self.low) / self.step)
         return self._print(self.low + index * self.step)
 
+    def heard(self, value: float) -> float:
+        """The number that a value's word prints."""
+        return float(self.word(value))
+
+    @property
+    def range(self) -> str:
+        """From the lowest to the highest number, for people."""
+        return f"{self.low:g} to {self.high:g}"
+
     def holds(self, value: float) -> bool:
         """Whether a value needs no clipping; half a bin beyond the ends still rounds to them."""
         return self.low - self.step / 2 <= value <= self.high + self.step / 2
@@ -57,6 +65,14 @@ class Scale:
 SPEED_MPS = Scale(0.0, 24.0, 0.2, decimals=1, signed=False)
 ACCELERATION_MPS2 = Scale(-8.0, 4.0, 0.2, decimals=1, signed=True)
 YAW_RATE_RPS = Scale(-0.6, 0.6, 0.02, decimals=2, signed=True)
+
+
+EGO_SCALES: dict[str, Scale] = {
+    "speed_mps": SPEED_MPS,
+    "acceleration_mps2": ACCELERATION_MPS2,
+    "yaw_rate_rps": YAW_RATE_RPS,
+}
+"""By field of an EgoState."""
 
 
 def camera_word(camera: str) -> str:
@@ -102,16 +118,10 @@ def ordinal_families(tokenizer: Tokenizer) -> tuple[range, ...]:
     """Token ids whose order is the order of the numbers they print, one range per family of bins."""
     codec = action_codec(tokenizer)
     starts_and_sizes = [
-        (tokenizer.get_vocab()[scale.words[0]], len(scale.words))
-        for scale in (SPEED_MPS, ACCELERATION_MPS2, YAW_RATE_RPS)
+        (tokenizer.get_vocab()[scale.words[0]], len(scale.words)) for scale in EGO_SCALES.values()
     ]
     families = [range(start, start + size) for start, size in starts_and_sizes]
     return (*families, codec.tokens_at(0), codec.tokens_at(1))
-
-
-def is_finite(ego: EgoState) -> bool:
-    """Whether every number of an ego state is finite."""
-    return all(math.isfinite(value) for value in (ego.speed_mps, ego.acceleration_mps2, ego.yaw_rate_rps))
 
 
 def _action_words() -> tuple[str, ...]:
@@ -129,7 +139,7 @@ def _words() -> list[str]:
         *FIELD_WORDS,
         *(command.value for command in Command),
     ]
-    for scale in (SPEED_MPS, ACCELERATION_MPS2, YAW_RATE_RPS):
+    for scale in EGO_SCALES.values():
         words += scale.words
     words += _action_words()
     if len(set(words)) != len(words):

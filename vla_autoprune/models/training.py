@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,9 +41,10 @@ from vla_autoprune.frame import CAMERAS
 from vla_autoprune.models.driving_vla import DrivingVla, load_model, save_model
 from vla_autoprune.models.held_out import HeldOut, OpenLoop, normalise, report_lines, schedule_counts
 from vla_autoprune.models.packed import Prefix, Pruning, make_prefix, packed_logits, visual_features
-from vla_autoprune.models.scene_store import SceneStore, progress_bar
+from vla_autoprune.models.scene_store import SceneStore
 from vla_autoprune.models.tokenizer import HIDDEN
 from vla_autoprune.models.training_data import PATCH_CHANNELS
+from vla_autoprune.progress import progress_bar
 from vla_autoprune.pruning.schedule import default_pruning_points
 
 STAGES = ("tower", "front", "surround")
@@ -239,7 +240,8 @@ class Trainer:
         """Train until finished or out of time; a checkpoint is left in either case.
 
         Args:
-            max_minutes: stop cleanly after this time; None goes to the end.
+            max_minutes: after this time, counted from here with evaluations included, no further step begins;
+                None goes to the end.
             evaluations: on held-out scenes, per stage that drives.
             save_minutes: between checkpoints.
 
@@ -297,7 +299,11 @@ class Trainer:
                     f"p = {test.p_value:.4f}"
                 )
         write_whole(self.out / "training.json", (json.dumps(report, indent=1) + "\n").encode())
-        _draw_curves(self.progress, self.out / "curves.png")
+        curves = self.out / "curves.png"
+        if importlib.util.find_spec("matplotlib") is None:
+            self.say(f"{curves} is not drawn: that needs pip install 'vla_autoprune[export]'")
+        else:
+            _draw_curves(self.progress, curves)
         return report
 
     def _run_stage(self, stage: str, deadline: float | None, evaluations: int, save_minutes: float) -> bool:
@@ -509,12 +515,7 @@ class Trainer:
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
             "progress": dataclasses.asdict(self.progress),
         }
-        draft = self.checkpoint.with_name(f".{os.getpid()}.checkpoint.pt")
-        try:
-            torch.save(saved, draft)
-            draft.replace(self.checkpoint)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_whole(self.checkpoint, lambda file: torch.save(saved, file))
 
 
 def _means(parts: list[dict[str, Tensor]]) -> dict[str, float]:
@@ -569,10 +570,8 @@ def _device_name(device: torch.device) -> str:
 
 
 def _draw_curves(progress: Progress, path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return  # the numbers are in training.json all the same
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for stage in STAGES[1:]:
@@ -588,6 +587,4 @@ def _draw_curves(progress: Progress, path: Path) -> None:
         right.plot(range(1, len(heights) + 1), heights, marker=".", label=driver)
     right.set(xlabel="evaluation", ylabel="L2 at 3 s, m, held-out scenes", ylim=(0, None))
     right.legend(fontsize=7)
-    draft = path.with_name(f".{path.name}")
-    figure.savefig(draft, dpi=130, format="png")
-    draft.replace(path)
+    write_whole(path, lambda file: figure.savefig(file, dpi=130, format="png"))

@@ -18,7 +18,7 @@ from vla_autoprune.files import first_fault
 from vla_autoprune.frame import WAYPOINT_TIMES_S, FloatArray, Frame, Plan
 from vla_autoprune.models.actions import ActionCodec
 from vla_autoprune.models.preprocess import read_preprocessing
-from vla_autoprune.models.prompt import PromptBuilder, clipped_fields
+from vla_autoprune.models.prompt import PromptBuilder, clipping_notes
 from vla_autoprune.pruning.policies import random_scores, uniform_scores
 from vla_autoprune.pruning.work import kv_mib
 from vla_autoprune.recipe import Bucket, bucket_for
@@ -164,7 +164,7 @@ class Planner:
             work_fraction=bucket.work_fraction,
             kv_mib=kv_mib(self.recipe.model, bucket.kv_tokens_per_layer),
             timings_ms=dict(timings.ms),
-            flags=tuple(f"clipped: {name}" for name in clipped_fields(frame.ego)),
+            flags=clipping_notes(frame.ego),
         )
 
     def _choose_bucket(self, complexity: float) -> Bucket:

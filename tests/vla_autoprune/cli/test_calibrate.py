@@ -26,11 +26,15 @@ def model(tiny_vla, tmp_path_factory):
 @pytest.mark.parametrize(
     "options,message",
     [
-        (["--budgets", "0.6,nan"], "--budgets is '0.6,nan'; expected values"),
-        (["--slopes", "flat"], "--slopes is 'flat'; expected values"),
-        (["--points", "1.5"], "--points is '1.5'; expected values"),
-        (["--encoder-weight", "inf"], "--encoder-weight is inf"),
-        ([], "data root .* does not exist"),
+        (["--budgets", "0.6,nan"], "--budgets is '0.6,nan'; expected numbers between 0 and 1"),
+        (["--budgets", "0.6,1.2"], "--budgets is '0.6,1.2'; expected numbers between 0 and 1"),
+        (["--budgets", "0.1,0.2"], "budget 0.1 is out of reach.*; --budgets: budget 0.2 is out of"),
+        (["--slopes", "flat"], "--slopes is 'flat'; expected numbers from 0 on"),
+        (["--slopes=-1,0"], "--slopes is '-1,0'; expected different numbers from 0 on"),
+        (["--points", "1.5"], "--points is '1.5'; expected layers"),
+        (["--points", "1,9"], r"--points: pruning points \[1, 9\] must rise strictly within 0..2"),
+        (["--points", "x", "--budgets", "2"], "--budgets is '2'.*; --points is 'x'"),
+        (["--budgets", "0.6,0.4"], "data root .* does not exist"),
     ],
 )
 def test_options_out_of_range_are_refused_before_any_work(model, tmp_path, options, message):

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from vla_autoprune.cli import app
-from vla_autoprune.cli.options import PolicyName, comma_list, finite, require_directory, require_file
+from vla_autoprune.cli import app, main
+from vla_autoprune.cli.options import (
+    PolicyName,
+    comma_list,
+    finite,
+    gathered,
+    refuse,
+    require_directory,
+    require_file,
+)
 from vla_autoprune.errors import InputError
 from vla_autoprune.runtime.planner import POLICIES
 
@@ -65,6 +74,44 @@ def test_choices_are_listed_and_others_refused(command: str, option: str, choice
     }
     refused = runner.invoke(app, [command, *required[command], option, "other"])
     assert refused.exit_code == 2 and "is not one of" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["synth", "--scenes", "0"], "--scenes 0: expected a number from 1 to 1000; see vla-autoprune"),
+        (["synth", "--seed=1.5"], "--seed 1.5: expected a whole number from 0 on; see vla-autoprune"),
+        (["synth", "--duration-s", "nan"], "--duration-s nan: expected a number from 4 to 60; see"),
+        (["synth", "--sceens", "3"], "No such option: --sceens"),
+        (["predict", "b", "--images", "i", "--speed", "nan"], "--speed nan: expected a finite number; see"),
+        (["predict", "b", "--images", "i"], "Missing option '--speed'; see vla-autoprune predict --help"),
+        (["predict", "b", "--images", "i", "--speed", "1", "--command", "up"], "--command up: not one of"),
+        (["fly"], "No such command 'fly'; see vla-autoprune --help"),
+    ],
+)
+def test_a_mistyped_command_line_is_one_plain_line(
+    arguments: list[str], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["vla-autoprune", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    output, error = capsys.readouterr()
+    assert error.startswith(f"error: {line}") and error.count("\n") == 1 and output == ""
+
+
+def test_faults_are_gathered_and_told_together() -> None:
+    faults: list[str] = []
+    with gathered(faults):
+        whole = comma_list("--points", "1,3", int, "1,3")
+    with gathered(faults):
+        comma_list("--points", "1;3", int, "1,3")
+    refuse([])
+    assert whole == [1, 3]
+    with gathered(faults):
+        comma_list("--budgets", "half", finite, "0.6,0.4")
+    with pytest.raises(InputError, match=r"--points is '1;3'.*; --budgets is 'half'"):
+        refuse(faults)
 
 
 @pytest.mark.parametrize("command", ["calibrate", "evaluate"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -49,6 +50,23 @@ def test_waypoints_and_a_picture_are_written(repository, stored_bundle, images, 
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["picture.png", "waypoints.json"]
 
 
+def test_values_beyond_the_words_are_noted_and_recorded(repository, stored_bundle, images, tmp_path):
+    run = predict(repository, stored_bundle, images, tmp_path / "out", "--speed", "500", "--yaw-rate=-9")
+    assert run.returncode == 0, run.stderr
+    assert "note: clipped: speed_mps is 500, outside 0 to 24; 24 was used" in run.stdout
+    document = json.loads((tmp_path / "out" / "waypoints.json").read_text())
+    assert document["ego_asked"] == {"speed_mps": 500.0, "acceleration_mps2": 0.0, "yaw_rate_rps": -9.0}
+    assert document["ego_used"] == {"speed_mps": 24.0, "acceleration_mps2": 0.0, "yaw_rate_rps": -0.6}
+    assert len(document["flags"]) == 2
+
+
+def test_a_bundle_that_is_not_there_is_named(repository, stored_bundle, images, tmp_path):
+    absent = dataclasses.replace(stored_bundle, path=tmp_path / "absent")
+    run = predict(repository, absent, images, tmp_path / "out")
+    assert run.returncode == 2
+    assert f"{absent.path} does not exist; a bundle is a directory that" in run.stderr
+
+
 def test_real_keyframes_are_found_by_their_nuscenes_names(
     repository, stored_bundle, shared_data_dir, tmp_path
 ):
@@ -79,6 +97,7 @@ def test_real_keyframes_are_found_by_their_nuscenes_names(
             "CAM_FRONT.png (1 bytes) cannot be decoded",
         ),
         (lambda folder: None, ["--budget", "0.33"], "no budget 0.33; it offers 0.6, 0.4"),
+        (lambda folder: None, ["--speed", "nan"], "--speed nan: expected a finite number; see"),
         (lambda folder: None, ["--policy", "random"], "--policy random chooses tokens to keep, but without"),
     ],
 )

@@ -36,12 +36,13 @@ def test_a_data_set_is_written_then_reused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--image-size", "800"), "--image-size: '800' is not WIDTHxHEIGHT"),
+        (("--image-size", "800"), "--image-size 800: expected WIDTHxHEIGHT"),
+        (("--image-size", "8x450"), "--image-size, width 8: allowed is 64 to 3840"),
         (("--kinds", "lead,flying"), "there is no flying; choose from free, lead"),
         (("--kinds", "lead,"), "--kinds is 'lead,'; expected values separated by commas"),
-        (("--scenes", "0"), "scenes: .*greater than or equal to 1"),
-        (("--val-fraction", "0.9"), "at most 1"),
-        (("--workers", "0"), "workers: 0"),
+        (("--scenes", "0"), "--scenes 0: expected a number from 1 to 1000; see .* synth --help"),
+        (("--val-fraction", "0.9"), r"--val-fraction 0.9 \+ --calibration-fraction 0.3 > 1; their sum"),
+        (("--workers", "0"), "--workers 0: expected a number from 1 on"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_exit_code_2(

@@ -2,10 +2,14 @@ import json
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("torch")
+
 from typer.testing import CliRunner
 
 from vla_autoprune.cli import app
 from vla_autoprune.errors import InputError
+from vla_autoprune.models.driving_vla import DrivingVla, save_model
 
 SMALL = ("--scenes=64", "--held-out=16", "--workers=1", "--threads=1", "--width=32", "--layers=4")
 
@@ -39,11 +43,29 @@ def test_training_stops_when_told_goes_on_and_leaves_a_model(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("option", "value", "named"),
     [
-        ("--stages", "1,2", "'1,2'; give three counts"),
+        ("--stages", "1,2", "'1,2'; expected three counts"),
+        ("--stages", "0,0,0", "'0,0,0'; expected three counts of scenes, not all 0"),
         ("--stages", "1,2,many", "'1,2,many'; expected values separated by commas"),
+        ("--width", "100", "--width 100: expected a multiple of 8, .* such as 96"),
+        ("--start-from", "absent", "absent"),
     ],
 )
-def test_bad_options_are_named(tmp_path: Path, option: str, value: str, named: str) -> None:
+def test_bad_options_are_named_before_scenes_are_made(
+    tmp_path: Path, option: str, value: str, named: str
+) -> None:
     with pytest.raises(InputError, match=named):
         train(tmp_path / "out", option, value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_bad_options_are_named_together(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"--cache .*file is a file; .*; --stages is .*; --width 100"):
+        train(tmp_path / "out", "--cache", str(tmp_path / "file"), "--stages", "1", "--width", "100")
+
+
+def test_a_size_other_than_the_started_model_s_is_refused(tiny_vla: DrivingVla, tmp_path: Path) -> None:
+    save_model(tiny_vla, tmp_path / "model")
+    with pytest.raises(InputError, match=r"--width 64: the model of --start-from .* has 32"):
+        train(tmp_path / "out", "--start-from", str(tmp_path / "model"), "--width", "64")
     assert not (tmp_path / "out").exists()

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 
 from vla_autoprune.errors import BundleError, InputError
 from vla_autoprune.frame import CAMERAS, Command, EgoState
-from vla_autoprune.models.prompt import PromptBuilder, clipped_fields, prompt_layout
+from vla_autoprune.models.prompt import PromptBuilder, clipping_notes, heard_ego, prompt_layout
 from vla_autoprune.models.tokenizer import action_codec, build_tokenizer, ordinal_families
 
 
@@ -60,13 +60,18 @@ def test_families_of_bins_are_ordered_and_disjoint() -> None:
 
 def test_values_beyond_the_bins_are_clipped_and_named(builder: PromptBuilder) -> None:
     fast = EgoState(31.0, -9.5, 0.1)
-    assert clipped_fields(fast) == ("speed_mps", "acceleration_mps2")
+    assert clipping_notes(fast) == (
+        "clipped: speed_mps is 31, outside 0 to 24; 24 was used",
+        "clipped: acceleration_mps2 is -9.5, outside -8 to 4; -8 was used",
+    )
+    assert heard_ego(fast) == EgoState(24.0, -8.0, 0.1)
+    assert heard_ego(EgoState(6.07, 0.31, -0.051)) == EgoState(6.0, 0.4, -0.06)
     assert "speed 24.0 accel -8.0 yaw +0.10" in builder.text(builder.build(fast, Command.LEFT))
-    assert clipped_fields(EgoState(12.0)) == ()
+    assert clipping_notes(EgoState(12.0)) == ()
 
 
 def test_ego_states_that_are_not_numbers_are_refused(builder: PromptBuilder) -> None:
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="speed_mps of the ego state is nan, not finite"):
         builder.build(EgoState(float("nan")), Command.LEFT)
 
 
@@ -78,6 +83,9 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path) -> None:
     foreign = Tokenizer.from_str(build_tokenizer().to_str().replace("CAM_BACK:", "CAM_REAR:"))
     with pytest.raises(BundleError, match="CAM_BACK:"):
         PromptBuilder(foreign, prompt_layout())
+    path.write_text(foreign.to_str())
+    with pytest.raises(BundleError, match=r"tokenizer\.json: .* not know the word 'CAM_BACK:'"):
+        PromptBuilder.from_files(path, prompt_layout())
 
 
 def test_prompts_and_actions_need_no_torch() -> None:

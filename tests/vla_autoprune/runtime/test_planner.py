@@ -121,7 +121,7 @@ def test_images_of_another_kind_are_named(planner, frame, image, message):
 
 def test_numbers_beyond_the_prompts_bins_are_flagged(planner, frame):
     plan = planner.plan(dataclasses.replace(frame, ego=EgoState(60.0)))
-    assert plan.flags == ("clipped: speed_mps",)
+    assert plan.flags == ("clipped: speed_mps is 60, outside 0 to 24; 24 was used",)
     with pytest.raises(InputError, match="not finite"):
         planner.plan(dataclasses.replace(frame, ego=EgoState(float("nan"))))
 
