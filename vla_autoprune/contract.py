@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from vla_autoprune.errors import BundleError, RecipeError
+from vla_autoprune.errors import BackendError, BundleError, RecipeError
 from vla_autoprune.recipe import Bucket, PruningRecipe, symbols
 
 Symbols = Mapping[str, int]
@@ -63,6 +63,28 @@ class Graph:
         if variant not in self.variants:
             raise BundleError(f"{self.name} has no variant {variant!r}; it has {', '.join(self.variants)}")
         return {tensor.name: tensor.pinned(self.variants[variant]) for tensor in self.tensors}
+
+    def check_buffers(self, variant: str, buffers: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+        """Refuse buffers to bind that are not this variant's tensors.
+
+        Args:
+            variant: one of the graph's.
+            buffers: element type and shape by tensor name.
+
+        Raises:
+            BundleError: the graph has no such variant.
+            BackendError: a buffer is missing, or of another type or shape than the recipe pins.
+        """
+        shapes = self.shapes(variant)
+        for tensor in self.tensors:
+            wanted = (tensor.dtype, shapes[tensor.name])
+            given = buffers.get(tensor.name)
+            if given != wanted:
+                what = "nothing" if given is None else f"{given[0]}{list(given[1])}"
+                raise BackendError(
+                    f"{self.name} ({variant}): {tensor.name} got {what}, the recipe pins "
+                    f"{wanted[0]}{list(wanted[1])}"
+                )
 
 
 def stage_name(stage: int) -> str:

@@ -23,7 +23,9 @@ from rich.table import Table
 
 from vla_autoprune.cli import app
 from vla_autoprune.cli.options import (
+    BACKEND,
     THREADS,
+    BackendName,
     CommandSource,
     PolicyName,
     comma_list,
@@ -64,6 +66,7 @@ def evaluate(
     command_source: CommandSource = typer.Option(
         CommandSource.ROUTE, "--command-source", help="future is a label leak, for data without routes."
     ),
+    backend: BackendName = BACKEND,
     threads: int | None = THREADS,
     warm_up: int = typer.Option(3, "--warm-up", min=0, help="Plans per variant before the first counts."),
 ) -> None:
@@ -82,7 +85,7 @@ def evaluate(
     Real data: vla-autoprune evaluate out/bundle --data /data/nuscenes --version v1.0-mini --split mini_val
     --command-source future
     """
-    from engines.onnxruntime import OnnxRuntimeBackend
+    from engines.backends import open_backend
     from eval_nuscenes import evaluation, report, summary
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
     from vla_autoprune.bundle import load_bundle
@@ -106,8 +109,8 @@ def evaluate(
             "label leak: commands come from the true future; figures are optimistic", style="yellow"
         )
 
-    backend = OnnxRuntimeBackend(opened, threads=threads)
-    planner = Planner(opened, backend)
+    engine = open_backend(backend.value, opened, threads=threads)
+    planner = Planner(opened, engine)
     variants = evaluation.planner_variants(planner.variant, wanted, kinds)
     key = evaluation.RunKey(
         bundle_id=opened.manifest.bundle_id,
@@ -115,7 +118,7 @@ def evaluate(
         variants=tuple(variant.name for variant in variants),
         command_source=command_source.value,
         code=evaluation.code_hash(),
-        machine=f"{evaluation.machine()}; {backend.device}",
+        machine=f"{evaluation.machine()}; {engine.device}",
         versions=evaluation.versions(),
     )
     log = evaluation.PlanLog(out, key)
@@ -164,7 +167,7 @@ def evaluate(
         report.scene_views(samples, records, scored, pruned.name),
         report.token_views(samples, records, pruned, recipe.layout.cameras),
     )
-    backend.close()
+    engine.close()
     _print(result)
     Console(soft_wrap=True).print(f"wrote {out / 'results.json'} and {out / 'report.html'}", highlight=False)
 

@@ -20,6 +20,22 @@ Item = TypeVar("Item")
 THREADS = typer.Option(None, "--threads", min=1, help="CPU threads; all cores unless given.")
 
 
+class BackendName(str, Enum):
+    """The names that `engines.backends` opens."""
+
+    ONNXRUNTIME = "onnxruntime"
+    ONNXRUNTIME_CUDA = "onnxruntime-cuda"
+    ONNXRUNTIME_TENSORRT = "onnxruntime-tensorrt"
+    TENSORRT = "tensorrt"
+    TORCH = "torch"
+    TORCH_CUDA = "torch-cuda"
+
+
+BACKEND = typer.Option(
+    BackendName.ONNXRUNTIME, "--backend", help="What runs the stages; docs/backends.md compares them."
+)
+
+
 class CommandSource(str, Enum):
     """Where the driving command of a sample comes from."""
 

@@ -14,7 +14,14 @@ from rich.console import Console
 from rich.table import Table
 
 from vla_autoprune.cli import app
-from vla_autoprune.cli.options import THREADS, PolicyName, finite, require_directory
+from vla_autoprune.cli.options import (
+    BACKEND,
+    THREADS,
+    BackendName,
+    PolicyName,
+    finite,
+    require_directory,
+)
 from vla_autoprune.errors import InputError
 from vla_autoprune.files import write_whole
 from vla_autoprune.frame import Command, EgoState, Frame, Plan
@@ -57,6 +64,7 @@ def predict(
         PolicyName.AUTOPRUNE, "--policy", help="How tokens are chosen: by AutoPrune, or as in a comparison."
     ),
     out: Path = typer.Option(Path("out/predict"), "--out", metavar="DIR", help="For the two result files."),
+    backend: BackendName = BACKEND,
     threads: int | None = THREADS,
 ) -> None:
     """Plan one frame of image files; write waypoints.json and picture.png.
@@ -67,7 +75,7 @@ def predict(
 
     Example: vla-autoprune predict out/bundle --images keyframe --speed 6 --command left --budget 0.4
     """
-    from engines.onnxruntime import OnnxRuntimeBackend
+    from engines.backends import open_backend
     from vla_autoprune.bundle import load_bundle
     from vla_autoprune.runtime.planner import Planner
 
@@ -75,7 +83,7 @@ def predict(
     if budget is None and policy is not PolicyName.AUTOPRUNE:
         raise InputError(f"--policy {policy.value} chooses tokens to keep, but without --budget all are kept")
     loaded = load_bundle(bundle)
-    planner = Planner(loaded, OnnxRuntimeBackend(loaded, threads=threads), budget, policy.value)
+    planner = Planner(loaded, open_backend(backend.value, loaded, threads=threads), budget, policy.value)
     frame = Frame(
         images=read_images(images, loaded.recipe.layout.cameras),
         ego=EgoState(speed, acceleration, yaw_rate),
