@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_nuscenes.metrics.drawing import draw
 from eval_nuscenes.metrics.protocol import OpenLoopProtocol, StepTest, if_complete
 from eval_nuscenes.metrics.truth import STEPS, VEHICLES, Mask, OpenLoopTruth, Points, Waypoints
 
@@ -20,8 +21,6 @@ _EGO_CELLS = (
     np.stack(np.meshgrid(np.arange(494, 535), np.arange(491, 509), indexing="ij"), axis=-1).reshape(-1, 2)
     + _ORIGIN_CELL
 )
-
-Map = NDArray[np.uint8]
 
 
 def _ego_cells(waypoints: Waypoints) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -45,18 +44,10 @@ def _to_cells(points_in_lidar: Points, truth: OpenLoopTruth) -> Points:
 
 
 def _box_test(truth: OpenLoopTruth) -> StepTest:
-    import cv2
-
-    maps = np.zeros((STEPS, GRID, GRID), dtype=np.uint8)
-    for step, grid in enumerate(maps):
-        measured = [
-            box.category in VEHICLES and box.lidar_points + box.radar_points > 0
-            for box in truth.boxes[step + 1]
-        ]
-        cells = _to_cells(truth.corners[step + 1][measured], truth).astype(np.int32)
-        inside = (cells.max(axis=1) >= 0).all(axis=1) & (cells.min(axis=1) < GRID).all(axis=1)
-        for polygon in cells[inside]:
-            cv2.fillPoly(grid, [polygon], (1,))
+    measured = truth.future_corners(
+        lambda box: box.category in VEHICLES and box.lidar_points + box.radar_points > 0
+    )
+    maps = draw(_to_cells(measured.corners, truth).astype(np.int32), measured.steps, GRID)
 
     def collides(waypoints: Waypoints) -> Mask:
         forward, left = _ego_cells(waypoints)

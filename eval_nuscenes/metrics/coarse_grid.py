@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eval_nuscenes.metrics.drawing import Maps, draw
 from eval_nuscenes.metrics.protocol import OpenLoopProtocol, StepTest, all_steps, if_complete
 from eval_nuscenes.metrics.truth import (
     PEDESTRIANS,
-    STEPS,
     VEHICLES,
+    BoxesOfSteps,
     Mask,
     OpenLoopTruth,
     Points,
     Waypoints,
-    box_corners,
+    rectangles,
 )
 
 CELL_M = 0.5
@@ -28,7 +28,6 @@ VAD_REACH_M = (15.0, 30.0)
 """To the side and along; VAD's perception range."""
 NO_REACH_M = (np.inf, np.inf)
 
-Maps = NDArray[np.uint8]
 PointMap = Callable[[Points], Points]
 
 # The ego's cells at the origin: 4.084 m x 1.85 m, centred 0.5 m ahead of the LiDAR, as skimage fills them.
@@ -37,25 +36,18 @@ _EGO_ROWS, _EGO_COLUMNS = (
 )
 
 
-def _occupancy(corners_of_steps: Iterable[Points], to_columns_and_rows: PointMap) -> Maps:
+def _occupancy(boxes: BoxesOfSteps, to_columns_and_rows: PointMap) -> Maps:
     """Draw the boxes of each step, outline cells included.
 
     Args:
-        corners_of_steps: [n, 4, 2] corners per step.
+        boxes: what to draw.
         to_columns_and_rows: from metres to (column, row) in metres from the grid's corner.
 
     Returns:
-        [steps, 200, 200] of 0 and 1.
+        [6, 200, 200] of 0 and 1.
     """
-    import cv2
-
-    maps = np.zeros((STEPS, GRID, GRID), dtype=np.uint8)
-    for grid, corners in zip(maps, corners_of_steps, strict=True):
-        cells = np.round(to_columns_and_rows(corners) / CELL_M).astype(np.int32)
-        inside = (cells.max(axis=1) >= 0).all(axis=1) & (cells.min(axis=1) < GRID).all(axis=1)
-        for polygon in cells[inside]:
-            cv2.fillPoly(grid, [polygon], (1,))
-    return maps
+    cells = np.round(to_columns_and_rows(boxes.corners) / CELL_M).astype(np.int32)
+    return draw(cells, boxes.steps, GRID)
 
 
 def _touches(maps: Maps, rows: Waypoints, columns: Waypoints) -> Mask:
@@ -72,8 +64,8 @@ def _on(maps: Maps, side: int, waypoints: Waypoints) -> Mask:
 
 
 def _uniad_maps(truth: OpenLoopTruth) -> Maps:
-    annotated = [truth.corners_of(step, VEHICLES) for step in range(1, STEPS + 1)]
-    maps = _occupancy(annotated, lambda corners: corners + GRID_HALF_M)
+    vehicles = truth.future_corners(lambda box: box.category in VEHICLES)
+    maps = _occupancy(vehicles, lambda corners: corners + GRID_HALF_M)
     maps[~truth.future_exists] = 255
     return maps
 
@@ -87,17 +79,14 @@ def _mirrored_uniad_test(truth: OpenLoopTruth) -> StepTest:
 
 
 def _stp3_test(truth: OpenLoopTruth) -> StepTest:
-    annotated = [
-        corners[[box.seen and box.category.startswith(("vehicle.", "human.")) for box in boxes]]
-        for corners, boxes in zip(truth.corners[1:], truth.boxes[1:], strict=True)
-    ]
+    seen = truth.future_corners(lambda box: box.seen and box.category.startswith(("vehicle.", "human.")))
 
     def to_grid(corners: Points) -> Points:
         # The rear-axle frame (x forward, y left), while the trajectory stays in the LiDAR frame.
         forward, left = corners[..., 1] + truth.lidar_to_rear_axle_m, -corners[..., 0]
         return np.stack([left, forward], axis=-1) + GRID_HALF_M
 
-    return partial(_on, _occupancy(annotated, to_grid), -1)
+    return partial(_on, _occupancy(seen, to_grid), -1)
 
 
 def _vad_maps(truth: OpenLoopTruth, reach_m: tuple[float, float]) -> Maps:
@@ -111,19 +100,21 @@ def _vad_maps(truth: OpenLoopTruth, reach_m: tuple[float, float]) -> Maps:
         and abs(box.x) < reach_m[0]
         and abs(box.y) < reach_m[1]
     ]
-    steps = []
-    for boxes in truth.boxes[1:]:
+    table, steps = [], []
+    for step, boxes in enumerate(truth.boxes[1:]):
         now = {box.track: box for box in boxes} if rolled else {}
         # A track ends for good at its first gap, and keeps the size it had at t0.
-        rolled = [
-            replace(now[box.track], length=box.length, width=box.width) for box in rolled if box.track in now
-        ]
-        steps.append(box_corners(rolled))
+        rolled = [box for box in rolled if box.track in now]
+        steps += [step] * len(rolled)
+        for box in rolled:
+            later = now[box.track]
+            table.append((later.x, later.y, later.yaw, box.length, box.width))
+    corners = rectangles(*np.array(table).reshape(-1, 5).T)
 
     def to_grid(corners: Points) -> Points:
         return np.stack([corners[..., 0] + GRID_HALF_M, GRID_HALF_M - corners[..., 1]], axis=-1)
 
-    return _occupancy(steps, to_grid)
+    return _occupancy(BoxesOfSteps(corners, np.array(steps, dtype=np.intp)), to_grid)
 
 
 def _vad_test(truth: OpenLoopTruth, reach_m: tuple[float, float]) -> StepTest:

@@ -16,6 +16,7 @@ from eval_nuscenes.metrics.truth import (
     PEDESTRIANS,
     STEPS,
     VEHICLES,
+    BoxesOfSteps,
     Mask,
     OpenLoopTruth,
     Points,
@@ -38,9 +39,8 @@ def _ego_boxes(waypoints: Points, headings: Points) -> Points:
 class _Obstacles:
     """Road users per step as shapely polygons, made when an ego box comes near."""
 
-    def __init__(self, corners_of_steps: list[Points]) -> None:
-        self._corners = np.concatenate(corners_of_steps)
-        self._steps = np.repeat(np.arange(STEPS), [len(corners) for corners in corners_of_steps])
+    def __init__(self, boxes: BoxesOfSteps) -> None:
+        self._corners, self._steps = boxes.corners, boxes.steps
         self._centres = self._corners.mean(axis=1)
         self._reach = np.linalg.norm(self._corners[:, 0] - self._centres, axis=1)
 
@@ -65,7 +65,7 @@ class _Obstacles:
 
     def without(self, left_out: Mask) -> _Obstacles:
         """The others."""
-        return _Obstacles([self._corners[(self._steps == step) & ~left_out] for step in range(STEPS)])
+        return _Obstacles(BoxesOfSteps(self._corners[~left_out], self._steps[~left_out]))
 
     def hits(self, ego: Points) -> Mask:
         """[6] the steps at which the ego touches any."""
@@ -81,12 +81,7 @@ def _sparsedrive_headings(waypoints: Points) -> Points:
 
 
 def _sparsedrive_test(truth: OpenLoopTruth) -> StepTest:
-    obstacles = _Obstacles(
-        [
-            corners[[box.lidar_points > 0 for box in boxes]]
-            for corners, boxes in zip(truth.corners[1:], truth.boxes[1:], strict=True)
-        ]
-    )
+    obstacles = _Obstacles(truth.future_corners(lambda box: box.lidar_points > 0))
 
     def collides(waypoints: Waypoints) -> Mask:
         exact = waypoints.astype(np.float64)
@@ -124,7 +119,7 @@ def _standard_test(truth: OpenLoopTruth) -> StepTest:
         return _ego_boxes(exact, driven_headings(exact))
 
     road_users = VEHICLES | PEDESTRIANS
-    obstacles = _Obstacles([truth.corners_of(step, road_users) for step in range(1, STEPS + 1)])
+    obstacles = _Obstacles(truth.future_corners(lambda box: box.category in road_users))
     driven = truth.waypoints.copy()
     if not truth.complete:  # rows past the scene's end hold no position; the car stays where it was last
         last = int(truth.future_exists.sum())

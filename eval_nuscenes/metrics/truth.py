@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -102,22 +102,34 @@ class OpenLoopTruth:
         """[6] whether each future keyframe exists."""
         return np.asarray(self.exists[1:], dtype=bool)
 
+    def future_corners(self, counts: Callable[[TrackedBox], bool]) -> BoxesOfSteps:
+        """The boxes of the six future keyframes for which `counts` holds."""
+        chosen = np.fromiter(map(counts, self._future_boxes), dtype=bool, count=len(self._future_boxes))
+        return BoxesOfSteps(self._all_future_corners.corners[chosen], self._all_future_corners.steps[chosen])
+
     @cached_property
-    def corners(self) -> tuple[Points, ...]:
-        """Per keyframe (7) the [n, 4, 2] corners of its boxes."""
-        return tuple(box_corners(boxes) for boxes in self.boxes)
+    def _future_boxes(self) -> list[TrackedBox]:
+        return [box for boxes in self.boxes[1:] for box in boxes]
 
-    def corners_of(self, step: int, categories: Collection[str]) -> Points:
-        """[n, 4, 2] corners of the boxes of these categories at one keyframe, 0 being t0."""
-        return self.corners[step][[box.category in categories for box in self.boxes[step]]]
+    @cached_property
+    def _all_future_corners(self) -> BoxesOfSteps:
+        boxes = self._future_boxes
+        table = np.array([(b.x, b.y, b.yaw, b.length, b.width) for b in boxes]).reshape(-1, 5)
+        steps = np.repeat(np.arange(STEPS), [len(boxes) for boxes in self.boxes[1:]])
+        return BoxesOfSteps(rectangles(*table.T), steps)
 
 
-def box_corners(boxes: tuple[TrackedBox, ...] | list[TrackedBox]) -> Points:
-    """[n, 4, 2] corners in order around each box."""
-    if not boxes:
-        return np.zeros((0, 4, 2))
-    x, y, length, width, yaw = np.array([(b.x, b.y, b.length, b.width, b.yaw) for b in boxes]).T
-    return rectangles(x, y, yaw, length, width)
+@dataclass(frozen=True)
+class BoxesOfSteps:
+    """Boxes of several steps in one table.
+
+    Attributes:
+        corners: [n, 4, 2] in order around each box.
+        steps: [n] from 0 at 0.5 s to 5 at 3.0 s, ascending.
+    """
+
+    corners: Points
+    steps: NDArray[np.intp]
 
 
 def rectangles(x: Points, y: Points, yaw: Points, length: Points | float, width: Points | float) -> Points:
