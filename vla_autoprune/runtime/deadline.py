@@ -86,7 +86,7 @@ class BucketLatencies:
 
 
 def measure_latencies(
-    planner: Planner, frame: Frame, runs: int = 3, progress: Callable[[str], None] | None = None
+    planner: Planner, frame: Frame, runs: int = 3, progress: Callable[[str], object] | None = None
 ) -> BucketLatencies:
     """Warm every bucket up and time it; the least of several runs is the undisturbed time.
 
