@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from engines.lint import TARGETS, LintReport, TargetName, lint_bundle
 from engines.onnxruntime import OnnxRuntimeBackend
 from vla_autoprune import contract
-from vla_autoprune.bundle import SAMPLES, Bundle, load_bundle
-from vla_autoprune.errors import ParityError
+from vla_autoprune.bundle import LINT, SAMPLES, Bundle, load_bundle
+from vla_autoprune.errors import BundleError, ParityError
 from vla_autoprune.export.eager import EagerRun, run_eager
 from vla_autoprune.export.export import export_bundle, text_files
+from vla_autoprune.files import write_whole
 from vla_autoprune.frame import Command, EgoState, FloatArray, IntArray
 from vla_autoprune.models.adapter import StageModel
 from vla_autoprune.models.driving_vla import DrivingVla
@@ -191,9 +193,10 @@ def export_checked(
     out: Path,
     *,
     opset: int = 23,
+    target: TargetName | None = None,
     progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[Bundle, ParityReport]:
-    """Export a driving VLA, check the bundle in ONNX Runtime and record samples before it gets its name.
+) -> tuple[Bundle, ParityReport, LintReport]:
+    """Export a driving VLA, lint and check the bundle and record samples before it gets its name.
 
     Args:
         model: `vla`, taken apart.
@@ -201,18 +204,30 @@ def export_checked(
         recipe: made for it.
         out: the bundle's directory.
         opset: 18 or 23.
+        target: where engines are to be built; the linter must find nothing for it. None asks for all
+            targets, and what it finds is only written down.
         progress: called with what is done next, and how far along that is.
 
     Returns:
-        The bundle and what the check found.
+        The bundle, what the check found, and what the linter found.
 
     Raises:
+        BundleError: TensorRT's parser on the target would refuse a graph; nothing is left of the bundle then.
         ParityError: the bundle does not compute what the model computes; nothing is left of it then.
     """
     reports: list[ParityReport] = []
+    lints: list[LintReport] = []
 
     def check(folder: Path) -> None:
         bundle = load_bundle(folder)
+        targets = list(TARGETS) if target is None else [target]
+        lints.append(lint_bundle(bundle, targets, None if progress is None else partial(progress, "lint")))
+        if target is not None and lints[0].findings:
+            first, more = lints[0].findings[0], len(lints[0].findings) - 1
+            raise BundleError(
+                f"the bundle is not for {target}: {first.graph}, {first.message} (and {more} more findings)"
+            )
+        write_whole(folder / LINT, lints[0].to_json().encode())
         prompts = [
             vla.prompt.build(EgoState(8.0, 0.0, 0.0), Command.STRAIGHT),
             vla.prompt.build(EgoState(4.2, -1.0, 0.2), Command.LEFT),
@@ -234,7 +249,7 @@ def export_checked(
             backend.close()
 
     bundle = export_bundle(model, recipe, out, text_files(vla), opset=opset, check=check, progress=progress)
-    return bundle, reports[0]
+    return bundle, reports[0], lints[0]
 
 
 @dataclass(frozen=True)

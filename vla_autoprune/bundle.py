@@ -38,6 +38,8 @@ ACTIONS = "actions.json"
 PREPROCESS = "preprocess.json"
 SAMPLES = "samples"
 ENGINES = "engines"
+LINT = "lint.json"
+"""What the TensorRT linter found at export."""
 
 _ANEW = "export the bundle anew with vla-autoprune export"
 _CHUNK_BYTES = 1 << 22

@@ -74,6 +74,7 @@ from vla_autoprune.cli import (  # noqa: E402, F401
     demo,
     evaluate,
     export,
+    lint,
     predict,
     recipe,
     synth,

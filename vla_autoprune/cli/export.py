@@ -11,11 +11,12 @@ import typer
 from rich.console import Console
 
 from vla_autoprune.cli import app
-from vla_autoprune.cli.options import require_directory
+from vla_autoprune.cli.options import TargetName, require_directory
 from vla_autoprune.errors import BundleError
 from vla_autoprune.progress import progress_bar
 
 if TYPE_CHECKING:
+    from engines.lint import LintReport
     from engines.parity import ParityReport
     from vla_autoprune.bundle import Bundle
     from vla_autoprune.models.adapter import StageModel
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class Opset(str, Enum):
     """The ONNX operator sets that bundles come in."""
 
-    JETPACK_6 = "18"
+    DECOMPOSED = "18"
     CURRENT = "23"
 
 
@@ -42,10 +43,16 @@ def export(
     model: Path | None = typer.Option(
         None, "--model", metavar="DIR", help="A trained model; the shipped one unless given."
     ),
-    opset: Opset = typer.Option(
-        Opset.CURRENT,
+    target: TargetName | None = typer.Option(
+        None,
+        "--target",
+        help="Where TensorRT engines are to be built; chooses the opset, and its linter must find nothing.",
+    ),
+    opset: Opset | None = typer.Option(
+        None,
         "--opset",
-        help="ONNX operator set; 18 is for TensorRT of JetPack 6 and older runtimes.",
+        help="ONNX operator set: 23 keeps attention whole, 18 is for Jetsons and older runtimes. "
+        "Default: the target's, else 23.",
     ),
     overwrite: bool = typer.Option(
         False, "--overwrite", help="Export even if the bundle there has the same model, recipe and options."
@@ -59,8 +66,11 @@ def export(
 
     The shipped model:  vla-autoprune export out/bundle
 
+    For a Jetson:  vla-autoprune export out/bundle --target jetpack6
+
     Your own:  vla-autoprune export out/bundle --model out/train/model --recipe out/recipe.json
     """
+    from engines.lint import TARGETS
     from engines.parity import export_checked
     from vla_autoprune.export.export import place_of, text_files
     from vla_autoprune.models.adapter import LlavaAdapter
@@ -68,7 +78,10 @@ def export(
 
     require_directory("BUNDLE", out)
     place_of(out)
-    operators = int(opset.value)
+    if opset is not None:
+        operators = int(opset.value)
+    else:
+        operators = 23 if target is None else TARGETS[target.value].opset
     console = Console(soft_wrap=True)
     vla = load_shipped() if model is None else load_model(model)
     adapter = LlavaAdapter(vla.model)
@@ -80,17 +93,18 @@ def export(
         return
     with progress_bar() as progress:
         task = progress.add_task("export", total=None)
-        bundle, report = export_checked(
+        bundle, report, lint = export_checked(
             adapter,
             vla,
             chosen,
             out,
             opset=operators,
+            target=None if target is None else target.value,
             progress=lambda what, done, total: progress.update(
                 task, description=f"export, {what}", completed=done, total=total
             ),
         )
-    _print_result(console, bundle, report)
+    _print_result(console, bundle, report, lint)
 
 
 def _recipe(file: Path | None, model: Path, adapter: StageModel, vla: DrivingVla) -> PruningRecipe:
@@ -125,7 +139,7 @@ def _is_current(out: Path, recipe: PruningRecipe, opset: int, texts: Mapping[str
     )
 
 
-def _print_result(console: Console, bundle: Bundle, report: ParityReport) -> None:
+def _print_result(console: Console, bundle: Bundle, report: ParityReport, lint: LintReport) -> None:
     size = sum(entry.bytes for entry in bundle.manifest.files) / 2**20
     console.print(
         f"[bold]{bundle.path}[/]: {len(bundle.graphs)} graphs, {len(bundle.recipe.buckets)} buckets, "
@@ -137,3 +151,5 @@ def _print_result(console: Console, bundle: Bundle, report: ParityReport) -> Non
         f"within {report.generate_error:.1e} of transformers' generate; "
         f"hidden states within {max(report.stage_error):.1e}"
     )
+    verdicts = [f"{name} {len(lint.of(name)) or 'no'} findings" for name in lint.targets]
+    console.print(f"TensorRT linter, {lint.variants} sets of shapes: {', '.join(verdicts)}")

@@ -36,6 +36,14 @@ BACKEND = typer.Option(
 )
 
 
+class TargetName(str, Enum):
+    """The platforms that `engines.lint` knows."""
+
+    JETPACK6 = "jetpack6"
+    JETPACK7 = "jetpack7"
+    RTX = "rtx"
+
+
 class CommandSource(str, Enum):
     """Where the driving command of a sample comes from."""
 

@@ -38,12 +38,8 @@ def pin(proto: onnx.ModelProto, graph: contract.Graph, variant: str) -> onnx.Mod
                 dim.dim_value = symbols[dim.dim_param]
     try:
         # Shapes computed from shapes are folded first, as every runtime does; ONNX's own inference does not.
-        pinned = optimizer.optimize(
-            pinned,
-            num_iterations=2,
-            onnx_shape_inference=True,
-            input_size_limit=1 << 30,
-            output_size_limit=1 << 20,
+        optimizer.fold_constants(
+            pinned, onnx_shape_inference=True, input_size_limit=1 << 30, output_size_limit=1 << 20
         )
         return onnx.shape_inference.infer_shapes(pinned, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
