@@ -17,6 +17,9 @@ READY := $(VENV)/.ready
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -4
 
+# setuptools warns of every editable installation, whatever is installed.
+QUIET := PYTHONWARNINGS="ignore:Editable installation"
+
 setup: $(READY)
 
 # torch first: with one present, nothing below asks for another build of it.
@@ -24,7 +27,7 @@ $(READY): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[export,eval,dev,ros-test]"
+	$(QUIET) $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[export,eval,dev,ros-test]"
 	@touch $@
 
 demo: $(READY)

@@ -12,9 +12,11 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from vla_autoprune.bundle import RECIPE
 from vla_autoprune.cli import app
 from vla_autoprune.errors import InputError, VlaError
 from vla_autoprune.frame import CAMERAS
+from vla_autoprune.recipe import PruningRecipe, read_recipe
 
 
 @app.command()
@@ -38,7 +40,7 @@ def demo(
          "--overwrite")
     _run("the shipped model as a bundle of static stages", "export", bundle)
     ego = _lay_out_frame(world, frame)
-    budget = _middle_budget(bundle)
+    budget = middle_budget(read_recipe(bundle / RECIPE))
     _run(f"one frame, {budget:.0%} of the visual tokens", "predict", bundle, "--images", frame, *ego,
          "--budget", budget, "--out", out / "predict")
     _run("pruned against unpruned", "evaluate", bundle, "--data", world, "--limit", limit,
@@ -61,11 +63,9 @@ def _run(what: str, *command: object) -> None:
         raise VlaError(f"the demo stopped: vla-autoprune {words[0]} failed with exit code {done.returncode}")
 
 
-def _middle_budget(bundle: Path) -> float:
-    from vla_autoprune.bundle import RECIPE
-    from vla_autoprune.recipe import read_recipe
-
-    falling = read_recipe(bundle / RECIPE).budgets
+def middle_budget(recipe: PruningRecipe) -> float:
+    """The one of a recipe's budgets that has as many above as below, the larger of two."""
+    falling = recipe.budgets
     return falling[(len(falling) - 1) // 2]
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -11,7 +13,7 @@ from vla_autoprune.cli import app
 from vla_autoprune.cli.calibrate import chosen_mapping
 from vla_autoprune.errors import InputError
 from vla_autoprune.pruning.calibration import SlopeMapping, fit_mapping
-from vla_autoprune.recipe import bucket_for, build_recipe
+from vla_autoprune.recipe import bucket_for, build_recipe, read_recipe
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,44 @@ def test_options_out_of_range_are_refused_before_any_work(model, tmp_path, optio
     with pytest.raises(InputError, match=message):
         CliRunner().invoke(app, [*command, *options], catch_exceptions=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def drives(tmp_path_factory):
+    """Ten very short drives, all in the calibration split."""
+    pytest.importorskip("shapely")
+    from eval_nuscenes.nuscenes_writer import dataset_options, write_dataset
+
+    options = dataset_options(
+        scenes=10, duration_s=4.0, width=96, height=54, val_fraction=0.0, calibration_fraction=1.0
+    )
+    return write_dataset(tmp_path_factory.mktemp("data") / "drives", options, workers=1).root
+
+
+@pytest.mark.slow
+def test_a_recipe_is_calibrated_and_says_what_was_measured(model, drives, tmp_path):
+    out = tmp_path / "new" / "recipe.json"
+    command = ["calibrate", "--data", str(drives), "--model", str(model), "--out", str(out)]
+    command += ["--budgets", "0.6", "--slopes", "0,0.4", "--points", "1", "--limit", "20", "--threads", "1"]
+    run = CliRunner(env={"COLUMNS": "130"}).invoke(
+        app, [*command, "--reduction", "max", "--keep-mapping"], catch_exceptions=False
+    )
+    assert run.exit_code == 0
+    assert "20 frames of 10 scenes (0 left out)" in run.output
+    assert "60%, at equal mean work:" in run.output
+    recipe = read_recipe(out)
+    assert (recipe.model.id, recipe.budgets, recipe.pruning_points) == ("tiny", (0.6,), (1,))
+    assert recipe.scorer.reduction == "max"
+    record = json.loads((tmp_path / "new" / "recipe.calibration.json").read_text())
+    assert len(record["frames"]) == 20 and len({frame["scene"] for frame in record["frames"]}) == 10
+    fitted = record["fits"]["0.6"]["mapping"]
+    assert record["in_recipe"]["0.6"] == fitted
+    assert {bucket.slope for bucket in recipe.buckets_of(0.6)} == set(fitted["slopes"])
+    for frame in record["frames"]:
+        assert len(frame["losses"]["0.6"]) == 2 and frame["complexity_bits"] > 0
+        taken = bucket_for(recipe, 0.6, frame["complexity_bits"]).slope
+        assert taken == fitted["slopes"][np.searchsorted(fitted["edges"], frame["complexity_bits"], "right")]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["recipe.calibration.json", "recipe.json"]
 
 
 @pytest.mark.parametrize("helps", [True, False])
