@@ -92,10 +92,9 @@ def one_bucket_of(five: Path, one: Path, recipe: Any) -> None:
     bundle.write_manifest(one, alone, contract.graphs(alone, 1024), manifest.options)
 
 
-def memory_of(path: Path, threads: int, low_memory: bool) -> float:
+def memory_of(path: Path, threads: int) -> float:
     """Peak resident MiB of a process that loads a bundle and runs each of its buckets twice."""
     command = [sys.executable, __file__, "--memory-of", str(path), "--threads", str(threads)]
-    command += ["--low-memory"] if low_memory else []
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -116,9 +115,7 @@ def open_pipeline(path: Path, options: argparse.Namespace) -> Any:
     from vla_autoprune.runtime.pipeline import Pipeline, Timings
 
     loaded = load_bundle(path)
-    pipeline = Pipeline(
-        loaded, OnnxRuntimeBackend(loaded, threads=options.threads, low_memory=options.low_memory)
-    )
+    pipeline = Pipeline(loaded, OnnxRuntimeBackend(loaded, threads=options.threads))
     pipeline.pixels[:] = np.random.default_rng(0).normal(size=pipeline.pixels.shape)
     pipeline.encode(Timings())
     return pipeline
@@ -199,7 +196,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 rounds[name].append(run())
                 progress.advance(task)
         progress.add_task("memory", total=None)
-        peaks = {path.name: memory_of(path, options.threads, options.low_memory) for path in (five, one)}
+        peaks = {path.name: memory_of(path, options.threads) for path in (five, one)}
     medians = {
         name: {step: statistics.median(run[step] for run in of_name) for step in of_name[0]}
         for name, of_name in rounds.items()
@@ -320,7 +317,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--opset", type=int, default=23)
-    parser.add_argument("--low-memory", action="store_true", help="weights only in the mapped file")
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of is not None:

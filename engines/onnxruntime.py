@@ -35,8 +35,9 @@ class OnnxRuntimeBackend:
     Args:
         bundle: a checked bundle.
         threads: threads within an operator; None takes all physical cores.
-        low_memory: keep weights only in the mapped file instead of also packing them for the matrix products.
-            Halves the memory of the weights; prefill takes up to 5 % longer, decoding a third.
+        low_memory: use weights where the file is mapped instead of a copy packed for the matrix products.
+            The resident peak stays as it is, but these pages are shared between processes and given back
+            under pressure; prefill takes up to 5 % longer, decoding a third.
         provider: "cpu", "cuda", or "tensorrt", which builds an engine when a shape is first seen and keeps it
             in the bundle's engines folder.
 

@@ -162,8 +162,9 @@ def _option_fault(fault: Mapping[str, Any]) -> str:
     option = {"width": "--image-size, width", "height": "--image-size, height"}.get(
         field, f"--{field.replace('_', '-')}"
     )
-    allowed = f"from {low} on" if high is None else f"{low} to {high}"
-    return f"{option} {fault['input']}: allowed is {allowed}"
+    if low is None or fault["type"] not in ("greater_than_equal", "less_than_equal"):
+        return f"{option} {fault['input']!r}: {fault['msg']}"
+    return f"{option} {fault['input']}: expected {low} {'or more' if high is None else f'to {high}'}"
 
 
 def write_dataset(
@@ -194,7 +195,7 @@ def write_dataset(
         InputError: root holds something else, another process is writing it, or the disk refuses.
     """
     if workers is not None and workers < 1:
-        raise InputError(f"--workers {workers}: allowed is from 1 on")
+        raise InputError(f"--workers {workers}: expected 1 or more")
     if simulate is None:
         from eval_nuscenes.world.traffic import simulate_scene
 

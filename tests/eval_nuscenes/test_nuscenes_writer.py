@@ -546,11 +546,13 @@ def test_the_rests_of_a_killed_run_are_cleared_away(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scenes": 0}, "scenes"),
-        ({"duration_s": 1}, "duration_s"),
-        ({"kinds": ("flying",)}, "flying"),
-        ({"val_fraction": 0.8, "calibration_fraction": 0.4}, "at most 1"),
-        ({"jpeg_quality": 101}, "jpeg_quality"),
+        ({"scenes": 0}, "^--scenes 0: expected 1 to 1000$"),
+        ({"seed": -1}, "^--seed -1: expected 0 or more$"),
+        ({"duration_s": 1}, "^--duration-s 1: expected 4.0 to 60.0$"),
+        ({"kinds": ("flying",)}, "^--kinds: there is no flying; choose from"),
+        ({"val_fraction": 0.8, "calibration_fraction": 0.4}, r"0\.8 \+ --calibration-fraction 0\.4 > 1"),
+        ({"jpeg_quality": 101}, "^--jpeg-quality 101: expected 30 to 100$"),
+        ({"seed": "x"}, "^--seed 'x': Input should be a valid integer"),
     ],
 )
 def test_bad_options_are_named(changes: dict, message: str) -> None:

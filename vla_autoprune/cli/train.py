@@ -169,8 +169,8 @@ def train(
         vla, store, judge, out, options, compile_layers, say=lambda line: console.print(line, highlight=False)
     )
     console.print(
-        f"{sum(p.numel() for p in vla.model.parameters()) / 1e6:.2f} M parameters, {len(store)} scenes, "
-        f"{options.batch} a step, on {where}"
+        f"{sum(p.numel() for p in vla.model.parameters()) / 1e6:.2f} M parameters, {len(store)} scenes "
+        f"and {held_out} to judge by, {options.batch} a step, on {where}"
     )
     if trainer.resume():
         console.print(f"going on from {trainer.checkpoint}")

@@ -16,15 +16,6 @@ from vla_autoprune.pruning.calibration import SlopeMapping, fit_mapping
 from vla_autoprune.recipe import bucket_for, build_recipe, read_recipe
 
 
-@pytest.fixture(scope="module")
-def model(tiny_vla, tmp_path_factory):
-    from vla_autoprune.models.driving_vla import save_model
-
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    save_model(tiny_vla, folder)
-    return folder
-
-
 @pytest.mark.parametrize(
     "options,message",
     [

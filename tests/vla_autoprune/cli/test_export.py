@@ -9,16 +9,8 @@ pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
 from vla_autoprune.cli import app
-from vla_autoprune.errors import RecipeError
-
-
-@pytest.fixture(scope="module")
-def model(tiny_vla, tmp_path_factory):
-    from vla_autoprune.models.driving_vla import save_model
-
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    save_model(tiny_vla, folder)
-    return folder
+from vla_autoprune.cli.export import Opset
+from vla_autoprune.errors import InputError, RecipeError
 
 
 @pytest.mark.slow
@@ -51,6 +43,22 @@ def test_an_export_is_checked_and_then_reused(model, tmp_path):
     ]
     again = CliRunner().invoke(app, command, catch_exceptions=False)
     assert "is already the bundle" in again.output
+
+
+def test_a_place_that_holds_something_else_is_refused_before_any_work(model, tmp_path, capsys):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(InputError, match="exists and is not a bundle; name another directory"):
+        CliRunner().invoke(app, ["export", str(tmp_path), "--model", str(model)], catch_exceptions=False)
+    assert capsys.readouterr().err == ""  # no bar either
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_the_opsets_are_those_of_the_exporter():
+    from vla_autoprune.export.export import OPSETS
+
+    assert {int(opset.value) for opset in Opset} == set(OPSETS)
+    refused = CliRunner().invoke(app, ["export", "bundle", "--opset", "20"])
+    assert refused.exit_code == 2 and "--opset" in refused.output
 
 
 @pytest.mark.parametrize("there_already", [False, True])

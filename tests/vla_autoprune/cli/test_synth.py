@@ -1,3 +1,4 @@
+import inspect
 import os
 import re
 import signal
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("shapely")
+
+from eval_nuscenes.nuscenes_writer import DatasetOptions
+from vla_autoprune.cli.synth import synth as command
 
 TINY = ("--scenes", "2", "--duration-s", "4", "--image-size", "96x54", "--workers", "1")
 
@@ -37,7 +41,7 @@ def test_a_data_set_is_written_then_reused(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--image-size", "800"), "--image-size 800: expected WIDTHxHEIGHT"),
-        (("--image-size", "8x450"), "--image-size, width 8: allowed is 64 to 3840"),
+        (("--image-size", "8x450"), "--image-size, width 8: expected 64 to 3840"),
         (("--kinds", "lead,flying"), "there is no flying; choose from free, lead"),
         (("--kinds", "lead,"), "--kinds is 'lead,'; expected values separated by commas"),
         (("--scenes", "0"), "--scenes 0: expected a number from 1 to 1000; see .* synth --help"),
@@ -53,6 +57,16 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
     assert re.search(message, result.stderr)
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "synth").exists()
+
+
+def test_the_command_line_allows_what_a_data_set_does() -> None:
+    limits = {name: field.metadata for name, field in DatasetOptions.model_fields.items()}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if limits.get(name):
+            bounds = [getattr(limit, "ge", getattr(limit, "le", None)) for limit in limits[name]]
+            option = parameter.default
+            assert [option.min, option.max][: len(bounds)] == bounds, name
+            assert option.default == DatasetOptions.model_fields[name].default, name
 
 
 def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
@@ -71,21 +85,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, workers: int) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "vla_autoprune.cli",
-        "synth",
-        "--out",
-        tmp_path / "synth",
-        "--scenes",
-        "50",
-    ]
+    process = drawing(tmp_path, workers)
     # A terminal sends Ctrl-C to all processes of the group.
-    process = subprocess.Popen(
-        [*command, "--workers", str(workers)], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    wait_for(lambda: list(tmp_path.glob("*/samples/CAM_BACK/*.jpg")))
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -94,26 +95,26 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, workers: int) -> Non
 
 
 def test_workers_end_with_a_main_process_that_was_killed(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "vla_autoprune.cli",
-        "synth",
-        "--out",
-        tmp_path / "synth",
-        "--scenes",
-        "50",
-    ]
-    process = subprocess.Popen(
-        [*command, "--workers", "2"], stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    wait_for(lambda: list(tmp_path.glob("*/samples/CAM_BACK/*.jpg")))
+    process = drawing(tmp_path, workers=2)
     process.kill()
     process.wait()
     wait_for(lambda: not group_lives(process.pid))
     finished = synth("--out", tmp_path / "synth", *TINY)
     assert finished.returncode == 0, finished.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["synth"]
+
+
+def drawing(folder: Path, workers: int) -> subprocess.Popen[str]:
+    """A run in a process group of its own that has drawn its first images."""
+    command = [sys.executable, "-m", "vla_autoprune.cli", "synth", "--out", str(folder / "synth")]
+    process = subprocess.Popen(
+        [*command, "--scenes", "50", "--workers", str(workers)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(lambda: list(folder.glob("*/samples/CAM_BACK/*.jpg")))
+    return process
 
 
 def group_lives(group: int) -> bool:

@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from vla_autoprune.cli import app
 from vla_autoprune.errors import InputError
-from vla_autoprune.models.driving_vla import DrivingVla, save_model
 
 SMALL = ("--scenes=64", "--held-out=16", "--workers=1", "--threads=1", "--width=32", "--layers=4")
 
@@ -64,8 +63,7 @@ def test_all_bad_options_are_named_together(tmp_path: Path) -> None:
         train(tmp_path / "out", "--cache", str(tmp_path / "file"), "--stages", "1", "--width", "100")
 
 
-def test_a_size_other_than_the_started_model_s_is_refused(tiny_vla: DrivingVla, tmp_path: Path) -> None:
-    save_model(tiny_vla, tmp_path / "model")
+def test_a_size_other_than_the_started_model_s_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--width 64: the model of --start-from .* has 32"):
-        train(tmp_path / "out", "--start-from", str(tmp_path / "model"), "--width", "64")
+        train(tmp_path / "out", "--start-from", str(model), "--width", "64")
     assert not (tmp_path / "out").exists()

@@ -45,6 +45,20 @@ def test_a_short_training_lowers_every_loss_and_leaves_a_model(
     assert (tmp_path / "out" / "model" / "model.safetensors").stat().st_size > 0
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_curves_are_drawn_or_their_absence_is_told(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    trainer = make_trainer(tmp_path)
+    said: list[str] = []
+    trainer.say = said.append
+    if not installed:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    trainer.finish(rank_tests=False)
+    assert (tmp_path / "curves.png").is_file() == installed
+    assert any("curves.png is not drawn: that needs pip install" in line for line in said) != installed
+
+
 def test_twenty_steps_on_one_batch_lower_the_loss(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     options = dataclasses.replace(
         OPTIONS, batch=64, tower_scenes=0, front_scenes=20 * 64, surround_scenes=0, learning_rate=5e-3
