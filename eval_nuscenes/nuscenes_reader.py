@@ -7,7 +7,6 @@ the time of the LIDAR_TOP keyframe.
 from __future__ import annotations
 
 import hashlib
-import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,13 +17,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from eval_nuscenes.driving_command import RouteCommands, command_of_offset
 from eval_nuscenes.metrics import STEPS, OpenLoopProtocol, OpenLoopTruth, Score, TrackedBox, Waypoints
 from eval_nuscenes.road_map import Pose, RoadMap, map_path, points_in_ego, require_map
 from vla_autoprune.errors import InputError
+from vla_autoprune.files import read_json
 from vla_autoprune.frame import CAMERAS, Command, EgoState, FloatArray, Frame, Image
 from vla_autoprune.images import decode_image
 
 CommandSource = Literal["route", "future"]
+EgoStateSource = Literal["auto", "can_bus", "poses"]
 EgoSource = Literal["can_bus", "poses", "unknown"]
 
 TABLES = (
@@ -42,8 +44,11 @@ TABLES = (
     "sensor",
     "visibility",
 )
-TURN_M = 2.0
-"""A future that ends this far to a side is called a turn, as the field does."""
+NUSCENES_VERSIONS = ("v1.0-mini", "v1.0-trainval", "v1.0-test")
+BAD_CAN_BUS = frozenset(
+    f"scene-{number:04d}" for number in (*range(161, 169), *range(170, 177), *range(309, 315), 419)
+)
+"""Scenes of nuScenes that ST-P3 leaves out: the devkit's list of those without CAN bus, and 0419."""
 STALE_S = 0.5
 """Older CAN messages are not taken for the present."""
 HISTORY = 4
@@ -180,6 +185,7 @@ class NuScenesSplit:
         command_source: CommandSource = "route",
         limit: int | None = None,
         scenes: Sequence[str] | None = None,
+        ego_state: EgoStateSource = "auto",
         road_edges: bool = False,
     ) -> None:
         """Open a data set.
@@ -188,15 +194,19 @@ class NuScenesSplit:
             root: folder that holds the version's folder, `samples/` and, where present, `can_bus/`.
             version: name of the folder with the tables, such as v1.0-mini or v1.0-synth.
             split: a split of `splits.json` beside the version's folder, else one of the devkit's, or "all".
-            command_source: "route" reads the command recorded per keyframe in
-                `can_bus/scene-NNNN_command.json`; "future" derives it from the true future: a label leak.
+            command_source: "route" takes the command from `can_bus/scene-NNNN_command.json` or, where there
+                is none, from the route ahead in `scene-NNNN_route.json`; "future" derives it from the true
+                future: a label leak.
             limit: take this many samples, spread evenly over the scenes.
             scenes: take these scenes of the split only; all unless given.
+            ego_state: where speed, acceleration and yaw rate come from: "can_bus", differences of past
+                "poses", or "auto", the CAN bus where it has a recent message. `Sample.ego_source` says what
+                it was.
             road_edges: put the edges of the road into the truth, for protocols that need a map.
 
         Raises:
-            InputError: root, version, split or a scene's name is wrong, or a route or map is asked for that
-                is not there.
+            InputError: root, version, split or a scene's name is wrong, or a route, map or CAN bus is asked
+                for that is not there.
         """
         if limit is not None and limit < 1:
             raise InputError(f"limit is {limit}; at least 1 sample is needed")
@@ -204,6 +214,7 @@ class NuScenesSplit:
         self.version = version
         self.split = split
         self.command_source: CommandSource = command_source
+        self.ego_state: EgoStateSource = ego_state
         self._nuscenes = _open_devkit(self.root, version)
         records = {scene["name"]: scene for scene in self._nuscenes.scene}
         self._descriptions = {name: str(scene.get("description", "")) for name, scene in records.items()}
@@ -213,15 +224,27 @@ class NuScenesSplit:
             raise InputError(
                 f"split {split} has no scene {', '.join(unknown)}; it has {', '.join(self.scene_names)}"
             )
-        self._can_bus: dict[tuple[str, str], list[Record]] = {}
+        self._can_bus: dict[str, list[Record]] = {}
         self._maps: dict[str, RoadMap] = {}
         self._road_edges = road_edges
         if road_edges:
             for location in sorted({self._location(records[name]) for name in self.scene_names}):
                 require_map(self.root, location)
+        chosen = [name for name in self.scene_names if scenes is None or name in scenes]
+        if ego_state == "can_bus":
+            absent = [str(path) for name in chosen if not (path := self._can_bus_path(name)).is_file()]
+            if absent:
+                raise InputError(
+                    f"{len(absent)} of {len(chosen)} scenes have no CAN bus, the first lacks {absent[0]}; "
+                    "get the CAN bus expansion from https://www.nuscenes.org/nuscenes#download, or take the "
+                    "ego state from poses"
+                )
+        self._commands: dict[str, RouteCommands] = {}
         if command_source == "route":
-            for name in self.scene_names:
-                self._messages(name, "command")
+            self._commands = {name: RouteCommands(self.root, name) for name in chosen}
+            for name, commands in self._commands.items():
+                keyframes = self._keyframes(records[name]["first_sample_token"])
+                commands.check([_planar(self._lidar(keyframe)[0]) for keyframe in keyframes])
         self._all = [
             keyframe
             for name in self.scene_names
@@ -279,12 +302,13 @@ class NuScenesSplit:
 
         Tables, CAN bus files of the split's scenes, names and sizes of its images.
         """
-        digest = hashlib.sha256(f"{self.version} {self.scene_names} {self.command_source}".encode())
+        options = f"{self.version} {self.scene_names} {self.command_source} {self.ego_state}"
+        digest = hashlib.sha256(options.encode())
         tables = [self.root / self.version / f"{table}.json" for table in TABLES]
         can_bus = [
             self.root / "can_bus" / f"{name}_{kind}.json"
             for name in self.scene_names
-            for kind in ("pose", "command")
+            for kind in ("pose", "command", "route")
         ]
         for path in tables + [path for path in can_bus if path.is_file()]:
             with path.open("rb") as file:
@@ -376,7 +400,7 @@ class NuScenesSplit:
             cameras=self._cameras(record),
             ego=ego,
             ego_source=ego_source,
-            command=self._command(scene["name"], stamp, truth),
+            command=self._command(scene["name"], stamp, _planar(ego_pose), ego, truth),
             history_in_ego=history_in_ego,
             future_in_ego=future_in_ego,
             future_exists=exists,
@@ -425,6 +449,9 @@ class NuScenesSplit:
             rear_axle_waypoints=_rear_axle_waypoints(future_in_ego),
             past_keyframes=len(past),
             lidar_to_rear_axle_m=float(mount[0, 3]),
+            can_bus_blacklisted=(
+                self.version in NUSCENES_VERSIONS and self._scene(record)["name"] in BAD_CAN_BUS
+            ),
         )
 
     def _cameras(self, record: Record) -> dict[str, CameraView]:
@@ -446,10 +473,15 @@ class NuScenesSplit:
     def _ego_state(
         self, scene: str, stamp: float, history: FloatArray, past_stamps: list[float]
     ) -> tuple[EgoState, EgoSource]:
-        messages = self._messages(scene, "pose")
-        latest = _latest(messages, stamp)
-        if latest is not None and stamp - latest["utime"] / 1e6 <= STALE_S:
-            return EgoState(latest["vel"][0], latest["accel"][0], latest["rotation_rate"][2]), "can_bus"
+        if self.ego_state != "poses":
+            latest = _latest(self._poses_on_can_bus(scene), stamp)
+            if latest is not None and stamp - latest["utime"] / 1e6 <= STALE_S:
+                return EgoState(latest["vel"][0], latest["accel"][0], latest["rotation_rate"][2]), "can_bus"
+            if self.ego_state == "can_bus":
+                raise InputError(
+                    f"{self._can_bus_path(scene)} has no message in the {STALE_S} s before {stamp:.1f} s; "
+                    "take the ego state from poses, or from the CAN bus where there is one (auto)"
+                )
         if not past_stamps:
             return EgoState(0.0), "unknown"
         poses = np.vstack([history, np.zeros(3)])
@@ -464,32 +496,22 @@ class NuScenesSplit:
         yaw_rate = float(_wrapped(poses[-1, 2] - poses[-2, 2]) / duration[-1])
         return EgoState(float(speeds[-1]), acceleration, yaw_rate), "poses"
 
-    def _command(self, scene: str, stamp: float, truth: OpenLoopTruth) -> Command:
+    def _command(self, scene: str, stamp: float, pose: Pose, ego: EgoState, truth: OpenLoopTruth) -> Command:
         if self.command_source == "route":
-            messages = self._messages(scene, "command")
-            # A keyframe's own entry may round to the microsecond after it.
-            latest = _latest(messages, stamp + 1e-3) or messages[0]
-            return Command(latest["command"])
+            return self._commands[scene].at(stamp, pose, ego.speed_mps)
         steps = sum(truth.exists) - 1
-        to_the_right = float(truth.waypoints[steps - 1, 0]) if steps else 0.0
-        if abs(to_the_right) < TURN_M:
-            return Command.STRAIGHT
-        return Command.RIGHT if to_the_right > 0 else Command.LEFT
+        return command_of_offset(-float(truth.waypoints[steps - 1, 0]) if steps else 0.0)
 
-    def _messages(self, scene: str, kind: Literal["pose", "command"]) -> list[Record]:
-        """CAN bus messages of a scene in order of time; none when there is no such file."""
-        if (scene, kind) not in self._can_bus:
-            path = self.root / "can_bus" / f"{scene}_{kind}.json"
-            if kind == "command" and not path.is_file():
-                raise InputError(
-                    f"no route command for {scene}: {path} is missing; record commands there, or take them "
-                    "from the future (--command-source future), which leaks the label"
-                )
-            messages = _read_json(path) if path.is_file() else []
-            if kind == "command":
-                _check_commands(messages, path)
-            self._can_bus[scene, kind] = sorted(messages, key=lambda message: message["utime"])
-        return self._can_bus[scene, kind]
+    def _poses_on_can_bus(self, scene: str) -> list[Record]:
+        """Messages in order of time; none when there is no such file."""
+        if scene not in self._can_bus:
+            path = self._can_bus_path(scene)
+            messages = read_json(path) if path.is_file() else []
+            self._can_bus[scene] = sorted(messages, key=lambda message: message["utime"])
+        return self._can_bus[scene]
+
+    def _can_bus_path(self, scene: str) -> Path:
+        return self.root / "can_bus" / f"{scene}_pose.json"
 
 
 def read_image(path: Path) -> Image:
@@ -534,7 +556,7 @@ def _scenes_of(root: Path, split: str, available: tuple[str, ...]) -> tuple[str,
         return available
     own = root / "splits.json"
     if own.is_file():
-        splits: Mapping[str, Sequence[str]] = _read_json(own)
+        splits: Mapping[str, Sequence[str]] = read_json(own)
     else:
         from nuscenes.utils.splits import create_splits_scenes
 
@@ -546,25 +568,6 @@ def _scenes_of(root: Path, split: str, available: tuple[str, ...]) -> tuple[str,
             f"split {split} has no scene in this data set; these have: {', '.join([*usable, 'all'])}"
         )
     return tuple(present[split])
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); it is truncated or edited") from error
-
-
-def _check_commands(messages: Any, path: Path) -> None:
-    allowed = [command.value for command in Command]
-    if not messages:
-        raise InputError(f"{path} holds no command; each keyframe needs one")
-    for number, message in enumerate(messages):
-        if message.get("command") not in allowed or "utime" not in message:
-            raise InputError(
-                f"{path}: entry {number} is {message}; expected utime (microseconds) and command, "
-                f"one of {', '.join(allowed)}"
-            )
 
 
 def _latest(messages: list[Record], stamp: float) -> Record | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pydantic import ValidationError
+
+from vla_autoprune.errors import InputError
 
 
 def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
@@ -30,6 +33,19 @@ def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> No
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        InputError: it is not JSON; the message names the file and the place.
+        OSError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not valid JSON ({error}); it is truncated or edited") from error
 
 
 def first_fault(error: ValidationError) -> str:

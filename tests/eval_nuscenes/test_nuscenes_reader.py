@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eval_nuscenes.driving_command import RouteCommands
 from eval_nuscenes.metrics import PROTOCOLS
 from eval_nuscenes.nuscenes_reader import NuScenesSplit, Sample
 from vla_autoprune.errors import InputError
@@ -201,6 +202,33 @@ def test_the_command_comes_from_the_route(editable_root: Path) -> None:
     assert changed.data_hash != before
 
 
+def test_the_route_ahead_gives_the_command_where_none_was_recorded(editable_root: Path) -> None:
+    future = NuScenesSplit(editable_root, "v1.0-synth", "val", command_source="future")
+    for path in (editable_root / "can_bus").glob("*_command.json"):
+        path.unlink()
+    split = NuScenesSplit(editable_root, "v1.0-synth", "val")
+    pairs = zip(split, future, strict=True)
+    agreed = [mine.command == driven.command for mine, driven in pairs if driven.truth.complete]
+    assert np.mean(agreed) > 0.7  # cars follow their routes, though not always as far as the look ahead
+
+    scene, sample = split[0].scene, split[0]
+    x, y, heading = sample.pose_in_map
+    towards = {"left": 1.0, "straight": 0.0, "right": -1.0}
+    for command, side in towards.items():
+        along = np.arange(-10.0, 120.0, 1.0)
+        bend = side * np.maximum(along, 0) ** 2 / 100 + 1.5  # and beside the car's own lane
+        route = np.stack(
+            [
+                x + np.cos(heading) * along - np.sin(heading) * bend,
+                y + np.sin(heading) * along + np.cos(heading) * bend,
+            ],
+            axis=1,
+        )
+        (editable_root / "can_bus" / f"{scene}_route.json").write_text(json.dumps(route.tolist()))
+        commands = RouteCommands(editable_root, scene)
+        assert commands.at(sample.stamp_s, sample.pose_in_map, 5.0).value == command
+
+
 def test_the_future_command_looks_at_the_end_of_the_trajectory(synthetic_root: Path) -> None:
     for sample in NuScenesSplit(synthetic_root, "v1.0-synth", "val", command_source="future"):
         steps = int(sample.future_exists.sum())
@@ -225,8 +253,8 @@ def test_the_future_command_looks_at_the_end_of_the_trajectory(synthetic_root: P
             "entry 0 is .*u-turn.*one of left, straight, right",
         ),
         (
-            lambda root: next((root / "can_bus").glob("*_command.json")).unlink(),
-            "no route command for scene-",
+            lambda root: [path.unlink() for path in (root / "can_bus").glob("*_[cr]o*.json")],
+            "no route command for scene-.*_command.json is missing, and so is .*_route.json",
         ),
         (
             lambda root: next((root / "can_bus").glob("*_command.json")).write_text("[]"),
@@ -238,6 +266,56 @@ def test_damage_is_named(editable_root: Path, damage: Callable[[Path], object], 
     damage(editable_root)
     with pytest.raises(InputError, match=message):
         NuScenesSplit(editable_root, "v1.0-synth", "val")
+
+
+def remove_commands_and_replace_routes(root: Path, content: str) -> None:
+    for path in (root / "can_bus").glob("*_command.json"):
+        path.unlink()
+    for path in (root / "can_bus").glob("*_route.json"):
+        path.write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("route", "message"),
+    [
+        ("[[0, 0], [1, 1]]", "the route of scene-.* is up to .* m away from the car .at most 5.*leave the"),
+        ("[[1, 1], [1, 1]]", "_route.json holds 1 different points"),
+        ('{"a": 1}', r"_route.json is no route; expected a list of \[x, y\] in metres"),
+        ("[[1, NaN], [2, 3]]", "_route.json is no route"),
+        ("[[1, 2]", "_route.json is not valid JSON"),
+    ],
+)
+def test_a_bad_route_is_named(editable_root: Path, route: str, message: str) -> None:
+    remove_commands_and_replace_routes(editable_root, route)
+    with pytest.raises(InputError, match=message):
+        NuScenesSplit(editable_root, "v1.0-synth", "val")
+    assert len(NuScenesSplit(editable_root, "v1.0-synth", "val", command_source="future"))
+
+
+def test_the_source_of_the_ego_state_is_chosen(editable_root: Path) -> None:
+    from_poses = NuScenesSplit(editable_root, "v1.0-synth", "val", ego_state="poses")
+    from_can_bus = NuScenesSplit(editable_root, "v1.0-synth", "val", ego_state="can_bus")
+    assert {sample.ego_source for sample in from_poses} == {"poses", "unknown"}
+    assert {sample.ego_source for sample in from_can_bus} == {"can_bus"}
+    assert from_poses.data_hash != from_can_bus.data_hash
+    for differences, messages in zip(from_poses, from_can_bus, strict=True):
+        if differences.ego_source == "poses":
+            assert differences.ego.speed_mps == pytest.approx(messages.ego.speed_mps, abs=1.6)
+
+    path = editable_root / "can_bus" / f"{from_poses[0].scene}_pose.json"
+    messages = json.loads(path.read_text())
+    path.write_text(json.dumps(messages[: len(messages) // 2]))
+    split = NuScenesSplit(editable_root, "v1.0-synth", "val", ego_state="can_bus")
+    with pytest.raises(InputError, match=r"_pose\.json has no message in the 0\.5 s before .* from poses"):
+        list(split)
+    path.unlink()
+    with pytest.raises(InputError, match=r"1 of 2 scenes have no CAN bus, the first lacks .*_pose\.json"):
+        NuScenesSplit(editable_root, "v1.0-synth", "val", ego_state="can_bus")
+    assert {sample.ego_source for sample in NuScenesSplit(editable_root, "v1.0-synth", "val")} == {
+        "can_bus",
+        "poses",
+        "unknown",
+    }
 
 
 def test_a_cut_image_is_named(editable_root: Path) -> None:
