@@ -50,7 +50,14 @@ setup(
             "onnxscript>=0.5.6",
             "matplotlib>=3.6",
         ],
-        "eval": ["nuscenes-devkit>=1.2", "matplotlib>=3.6", "shapely>=2.0.3", "scipy>=1.10", "PyYAML>=6", "jinja2>=3.1"],
+        "eval": [
+            "nuscenes-devkit>=1.2",
+            "matplotlib>=3.6",
+            "shapely>=2.0.3",
+            "scipy>=1.10",
+            "PyYAML>=6",
+            "jinja2>=3.1",
+        ],
         "ros-test": [
             f"ros-kilted-{name}; sys_platform == 'linux' and platform_machine == 'x86_64'"
             for name in (
