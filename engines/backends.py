@@ -49,6 +49,10 @@ def open_backend(name: Name, bundle: Bundle, *, threads: int | None = None) -> B
             from engines.torch_graphs import TorchBackend
 
             return TorchBackend(bundle, threads=threads, device="cuda" if name == "torch-cuda" else "cpu")
+        if name == "tensorrt":
+            from engines.tensorrt.backend import TensorRtBackend
+
+            return TensorRtBackend(bundle)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _PACKAGES:
