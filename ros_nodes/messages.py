@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 Level = Literal["ok", "warn", "error"]
 
 NANOSECONDS = 1_000_000_000
-TILT = 0.01
-"""Of a quaternion that still counts as a rotation about z."""
+STEEP = 0.26
+"""Sine of half of 30 degrees: no road leans a car so far."""
+UNNORMALISED = 0.01
 
 
 def time_message(stamp_ns: int) -> Time:
@@ -109,7 +110,7 @@ def trajectory_of(path: Path, most_poses: int) -> Trajectory:
         most_poses: one pose beyond these is enough to see that there are too many.
 
     Returns:
-        A heading is NaN where a quaternion is not a rotation about z. The frame is that of the first pose
+        A heading is NaN where `heading_of_quaternion` is. The frame is that of the first pose
         which has another than the header, if one has.
     """
     poses = path.poses[: most_poses + 1]
@@ -134,10 +135,11 @@ def stamp_ns_of(stamp: Time) -> int:
 
 
 def heading_of_quaternion(quaternion: Quaternion) -> float:
-    """Rotation about z in radians; NaN if it is tilted, not normalised or not finite."""
+    """Rotation about z in radians; NaN if it is no rotation, or tilts further than any road."""
     x, y, z, w = quaternion.x, quaternion.y, quaternion.z, quaternion.w
-    upright = math.hypot(x, y) < TILT and abs(math.hypot(x, y, z, w) - 1.0) < TILT
-    return 2.0 * math.atan2(z, w) if upright else math.nan
+    if math.hypot(x, y) < STEEP and abs(math.hypot(x, y, z, w) - 1.0) < UNNORMALISED:
+        return math.atan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z))
+    return math.nan
 
 
 def diagnostics_message(
