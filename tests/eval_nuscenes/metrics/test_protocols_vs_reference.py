@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from eval_nuscenes.metrics import PROTOCOLS, OpenLoopTruth, Score, TrackedBox
+from eval_nuscenes.metrics import PROTOCOLS, OpenLoopTruth, Score, TrackedBox, protocol_named
 from vla_autoprune.errors import InputError
 
 CATEGORIES = {
@@ -146,3 +147,34 @@ def test_a_bad_plan_is_refused(plan: np.ndarray, message: str) -> None:
     truth = OpenLoopTruth(np.zeros((6, 2), np.float32), (True,) * 7, ((),) * 7)
     with pytest.raises(InputError, match=message):
         PROTOCOLS["uniad"].scorer(truth)(plan)
+
+
+def test_an_unknown_protocol_is_refused_with_the_list() -> None:
+    assert protocol_named("vad") is PROTOCOLS["vad"]
+    with pytest.raises(InputError, match="no open-loop protocol 'unaid'; use one of uniad, stp3, vad, bevpl"):
+        protocol_named("unaid")
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("road_edges", "bevplanner needs road edges, and the truth was read without a map; open the data"),
+        ("rear_axle_waypoints", "bevplanner follows the rear axle, and the truth holds no rear_axle"),
+    ],
+)
+def test_a_truth_without_what_a_protocol_needs_is_refused(
+    cases: list[Case], missing: str, message: str
+) -> None:
+    truth = replace(truth_of(cases[0]), **{missing: None})
+    with pytest.raises(InputError, match=message):
+        PROTOCOLS["bevplanner"].scorer(truth)
+    others = [protocol for protocol in PROTOCOLS.values() if not protocol.needs_map]
+    assert len(others) == len(PROTOCOLS) - 1
+    assert all(protocol.scorer(truth)(cases[0]["pred"]).intersection is None for protocol in others)
+
+
+def test_the_standard_protocol_lets_the_true_car_through_everywhere(cases: list[Case]) -> None:
+    for case in cases:
+        score = PROTOCOLS["standard"].scorer(truth_of(case))(case["gt"])
+        assert not any(score.raw_hits), case["id"]
+        assert score.l2_m == (0.0, 0.0, 0.0)
