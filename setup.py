@@ -24,6 +24,8 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
+        # Where `ros2 run` looks; pip puts entry points elsewhere.
+        (f"lib/{NAME}", sorted(str(path.relative_to(HERE)) for path in (HERE / "scripts").iterdir())),
         *(
             (f"share/{NAME}/{folder}", files)
             for folder in ("launch", "config")

@@ -97,21 +97,20 @@ class NodeParameters:
     """
 
     def __init__(self, node: Node, parameters: Sequence[Parameter]) -> None:
-        from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+        from rclpy.exceptions import InvalidParameterValueException
 
         self._node = node
         self._by_name = {parameter.name: parameter for parameter in parameters}
-        self._refused: dict[str, Any] = {}
         self._fixed = False
         for parameter in parameters:
+            descriptor = parameter.descriptor()
             try:
-                node.declare_parameter(parameter.name, parameter.default, parameter.descriptor())
-            except (InvalidParameterValueException, InvalidParameterTypeException) as error:
+                node.declare_parameter(parameter.name, parameter.default, descriptor)
+            except InvalidParameterValueException:
                 # A node that cannot be made cannot say why: the value is refused when it is configured.
-                self._refused[parameter.name] = getattr(error, "value", error)
-                node.declare_parameter(
-                    parameter.name, parameter.default, parameter.descriptor(), ignore_override=True
-                )
+                descriptor.floating_point_range = []
+                descriptor.integer_range = []
+                node.declare_parameter(parameter.name, parameter.default, descriptor)
         node.add_on_set_parameters_callback(self._on_set)
 
     def read(self) -> dict[str, Any]:
@@ -120,8 +119,6 @@ class NodeParameters:
         Raises:
             InputError: one is not allowed; the message names it, its value and what is.
         """
-        for name, value in self._refused.items():
-            self._by_name[name].checked(value)
         values = {
             name: parameter.checked(self._node.get_parameter(name).value)
             for name, parameter in self._by_name.items()
@@ -145,6 +142,4 @@ class NodeParameters:
                 self._by_name[change.name].checked(change.value)
         except InputError as error:
             return SetParametersResult(successful=False, reason=str(error))
-        for change in ours:
-            self._refused.pop(change.name, None)
         return SetParametersResult(successful=True)

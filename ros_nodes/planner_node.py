@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -28,7 +28,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 from visualization_msgs.msg import MarkerArray
 
-from engines.onnxruntime import OnnxRuntimeBackend
+from engines import backends
 from ros_nodes import messages, topics
 from ros_nodes.camera_images import CameraImages, FrameImages, ImageData
 from ros_nodes.ego_motion import EgoMotion, OdometrySample
@@ -40,18 +40,20 @@ from ros_nodes.worker import NewestFirst
 from vla_autoprune.bundle import load_bundle
 from vla_autoprune.errors import InputError, VlaError
 from vla_autoprune.frame import Command, EgoState, Frame, Plan
+from vla_autoprune.runtime.backend import Backend
 from vla_autoprune.runtime.deadline import BucketLatencies, measure_latencies
 from vla_autoprune.runtime.planner import OVERRIDDEN, POLICIES, Planner
 
 COMMANDS = tuple(command.value for command in Command)
 DIAGNOSTICS_PERIOD_S = 1.0
+ODOMETRY_SILENT_MS = 1_000.0
 
 PARAMETERS = (
     Parameter("bundle", "", "directory of the bundle, as vla-autoprune export writes it"),
     Parameter("budget", 0.4, "a budget of the bundle's recipe; 1 prunes nothing", 0.01, 1.0),
     Parameter("policy", "autoprune", "how bucket and tokens are chosen", choices=tuple(POLICIES)),
+    Parameter("backend", "onnxruntime", "what runs the bundle", choices=get_args(backends.Name)),
     Parameter("threads", 0, "CPU threads of the backend; 0 takes all cores", 0, 256),
-    Parameter("low_memory", False, "keep weights only in the mapped file"),
     Parameter("warmup_runs", 3, "timed plans per bucket when the node is configured", 1, 100),
     Parameter("deadline_ms", 200.0, "from an image's stamp to its plan's publication", 1.0, 60_000.0),
     Parameter("deadline_margin_ms", 3.0, "kept of the deadline for publishing", 0.0, 1_000.0),
@@ -81,6 +83,12 @@ PARAMETERS = (
     Parameter("initial_command", "none", "until one arrives", choices=("none", *COMMANDS)),
     Parameter("ego_frame", topics.EGO_FRAME, "the rear axle, frame of plans and of odometry's twist"),
     Parameter(
+        "output_type",
+        "auto",
+        "planner/path alone, or planner/trajectory, too: auto where autoware_planning_msgs is there",
+        choices=("auto", "path", "trajectory"),
+    ),
+    Parameter(
         "trajectory_frame",
         topics.EGO_FRAME,
         "of planner/trajectory; the odometry's frame places it by the frame's odometry",
@@ -94,7 +102,7 @@ class _Configured:
     """What configuring makes and cleaning up frees."""
 
     settings: dict[str, Any]
-    backend: OnnxRuntimeBackend
+    backend: Backend
     planner: Planner
     latencies: BucketLatencies
 
@@ -183,6 +191,11 @@ class VlaPlanner(LifecycleNode):
     def _configure(self, settings: dict[str, Any]) -> _Configured:
         if not settings["bundle"]:
             raise InputError("parameter bundle is empty; give the directory of a bundle, bundle:=<directory>")
+        if settings["output_type"] == "trajectory" and not _has_trajectory_messages():
+            raise InputError(
+                "parameter output_type is 'trajectory', but autoware_planning_msgs is not installed; "
+                "install it and source its workspace, or set output_type to path"
+            )
         begin = time.monotonic()
         bundle = load_bundle(Path(settings["bundle"]))
         cameras = bundle.recipe.layout.cameras
@@ -191,9 +204,7 @@ class VlaPlanner(LifecycleNode):
                 f"parameter anchor_camera is {settings['anchor_camera']!r}; "
                 f"the bundle has {', '.join(cameras)}"
             )
-        backend = OnnxRuntimeBackend(
-            bundle, threads=settings["threads"] or None, low_memory=settings["low_memory"]
-        )
+        backend = backends.open_backend(settings["backend"], bundle, threads=settings["threads"] or None)
         try:
             budget = None if settings["budget"] == 1.0 else settings["budget"]
             planner = Planner(bundle, backend, budget, settings["policy"])
@@ -233,7 +244,7 @@ class VlaPlanner(LifecycleNode):
         initial = settings["initial_command"]
         self._command = None if initial == "none" else Command(initial)
         self._worker = NewestFirst(self._plan)
-        self._create_publishers()
+        self._create_publishers(settings["output_type"] != "path" and _has_trajectory_messages())
         raw = settings["image_transport"] == "raw"
         kind, sensors = (Image if raw else CompressedImage), topics.sensor_qos(settings["reliability"])
         for camera in cameras:
@@ -252,7 +263,7 @@ class VlaPlanner(LifecycleNode):
         diagnostics = self.create_timer(DIAGNOSTICS_PERIOD_S, self._on_diagnostics, clock=self._steady)
         self._entities += [(self.destroy_timer, self._wait), (self.destroy_timer, diagnostics)]
 
-    def _create_publishers(self) -> None:
+    def _create_publishers(self, with_trajectory: bool) -> None:
         """Plain publishers that exist while the node is active: an idle planner is nobody's rival."""
 
         def publisher(kind: Any, topic: str, qos: Any) -> Any:
@@ -267,7 +278,7 @@ class VlaPlanner(LifecycleNode):
         self._status_out = publisher(DiagnosticArray, topics.PLANNER_STATUS, record)
         self._diagnostics_out = publisher(DiagnosticArray, topics.DIAGNOSTICS, record)
         self._trajectory_out = None
-        if find_spec("autoware_planning_msgs") is not None:
+        if with_trajectory:
             from autoware_planning_msgs.msg import Trajectory
 
             self._trajectory_out = publisher(Trajectory, topics.PLANNER_TRAJECTORY, topics.plan_qos())
@@ -514,18 +525,22 @@ class VlaPlanner(LifecycleNode):
     def _odometry_status(self) -> DiagnosticStatus:
         inputs = self._inputs
         assert inputs is not None
-        counts = {fault.replace(" ", "_"): number for fault, number in sorted(inputs.ego.counts.items())}
-        reported, self._odometry_faults = self._odometry_faults, inputs.ego.counts.copy()
-        newest = inputs.ego.newest
+        level: Level = "ok"
+        findings = []
+        newest, counts = inputs.ego.newest, inputs.ego.counts.copy()
         if newest is None:
-            return self._status("odometry", "error", "never arrived", counts)
-        age_ms = (self._now_ns() - newest.stamp_ns) / 1e6
-        limit_ms = self._need_configured().settings["odometry_max_age_ms"]
-        if abs(age_ms) > max(limit_ms, 1e3 * DIAGNOSTICS_PERIOD_S):
-            return self._status("odometry", "error", f"the last is {age_ms:.0f} ms old", counts)
-        if reported != inputs.ego.counts:
-            return self._status("odometry", "warn", "has faults", counts)
-        return self._status("odometry", "ok", "arrives", counts)
+            level, findings = "error", ["never arrived"]
+        else:
+            age_ms = (self._now_ns() - newest.stamp_ns) / 1e6
+            if abs(age_ms) > max(self._need_configured().settings["odometry_max_age_ms"], ODOMETRY_SILENT_MS):
+                level, findings = "error", [f"the last is {age_ms:.0f} ms old"]
+        faults = counts - self._odometry_faults
+        self._odometry_faults = counts
+        if faults:
+            level = "error" if level == "error" else "warn"
+            findings.append("new faults: " + ", ".join(f"{name} {n}" for name, n in sorted(faults.items())))
+        values = {f"count_{fault.replace(' ', '_')}": number for fault, number in sorted(counts.items())}
+        return self._status("odometry", level, "; ".join(findings) or "arrives", values)
 
     def _status(self, part: str, level: Level, message: str, values: dict[str, Any]) -> DiagnosticStatus:
         return messages.diagnostic_status(f"{self.get_name()}: {part}", level, message, values)
@@ -576,6 +591,10 @@ def _blank_frame(planner: Planner) -> Frame:
     size = (planner.preprocessing.height, planner.preprocessing.width, 3)
     grey = np.full(size, 128, dtype=np.uint8)
     return Frame(dict.fromkeys(planner.preprocessing.cameras, grey), EgoState(5.0), Command.STRAIGHT)
+
+
+def _has_trajectory_messages() -> bool:
+    return find_spec("autoware_planning_msgs") is not None
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ RESET_NS = 1_000_000_000
 """A stamp this much older than the one before means that time began anew."""
 
 LIVELY_S = 1.0
-"""A camera silent for longer is not waited for."""
+"""A camera silent for longer, from the first image of any on, is not waited for."""
 
 BUFFERED = 4
 """Images kept per side camera."""
@@ -69,6 +69,7 @@ class Synchroniser(Generic[Content]):
         self.wait_s = wait_ms / 1e3
         self.superseded = 0
         """Anchor images replaced by a newer one before their set was given out."""
+        self._begun_s: float | None = None
         self._pending: Stamped[Content] | None = None
         self._newest: dict[str, Stamped[Content]] = {}
         self._buffers: dict[str, deque[Stamped[Content]]] = {
@@ -94,6 +95,7 @@ class Synchroniser(Generic[Content]):
             content: the image.
             now_s: steady clock.
         """
+        self._begun_s = now_s if self._begun_s is None else self._begun_s
         image = Stamped(stamp_ns, now_s, content)
         newest = self._newest.get(camera)
         verdict: Verdict = "kept"
@@ -130,8 +132,7 @@ class Synchroniser(Generic[Content]):
             if near is not None and abs(near.stamp_ns - anchor.stamp_ns) <= self.tolerance_ns:
                 images[camera] = near
                 continue
-            silent_s = self.silent_s(camera, now_s)
-            if not waited and silent_s is not None and silent_s < LIVELY_S:
+            if not waited and self._is_lively(camera, now_s):
                 return None
             absent[camera] = (
                 "never arrived"
@@ -143,3 +144,8 @@ class Synchroniser(Generic[Content]):
             return None
         self._pending = None
         return FrameSet(anchor.stamp_ns, anchor.arrived_s, images, absent)
+
+    def _is_lively(self, camera: str, now_s: float) -> bool:
+        newest = self._newest.get(camera)
+        since_s = self._begun_s if newest is None else newest.arrived_s
+        return since_s is not None and now_s - since_s < LIVELY_S
