@@ -2,7 +2,7 @@
 
 ros2 launch vla_autoprune drive.launch.py bundle:=/path/to/bundle
 ros2 launch vla_autoprune drive.launch.py bundle:=… deadline_ms:=100 namespace:=ego record:=/data/drive1
-ros2 launch vla_autoprune drive.launch.py bundle:=… cam_front_topic:=/sensing/camera/front/image_raw/compressed
+ros2 launch vla_autoprune drive.launch.py bundle:=… cam_front_topic:=/camera0/image_raw/compressed
 """
 
 from pathlib import Path

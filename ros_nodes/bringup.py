@@ -57,7 +57,7 @@ def common_arguments(config: Path, use_sim_time: str) -> Entities:
         *(argument(f"{name}_topic", "", f"where {name} comes from, if not from {name}") for name in inputs),
         argument("record", "", "directory to record all inputs and outputs to, as MCAP"),
         argument("rviz", "false", "open RViz with the package's view", ("true", "false")),
-        argument("foxglove", "false", "start foxglove_bridge; import config/foxglove.json", ("true", "false")),
+        argument("foxglove", "false", "start foxglove_bridge, for config/foxglove.json", ("true", "false")),
         argument("log_to", "screen", "where the nodes' logs go", ("screen", "log", "both")),
     ]
 
@@ -83,7 +83,7 @@ class Bringup:
 
     def planner(self) -> Entities:
         """vla_planner, configured and activated."""
-        given = {"bundle": str(Path(self.values["bundle"]).absolute())}
+        given: dict[str, Any] = {"bundle": str(Path(self.values["bundle"]).absolute())}
         for name in ("deadline_ms", "budget"):
             if self.values[name]:
                 given[name] = _number(name, self.values[name])
