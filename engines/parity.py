@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from engines.lint import TARGETS, LintReport, TargetName, lint_bundle
 from engines.onnxruntime import OnnxRuntimeBackend
+from engines.verify import Answer, Sample, feature_rows, text_rows, write_sample
 from vla_autoprune import contract
 from vla_autoprune.bundle import LINT, SAMPLES, Bundle, load_bundle
 from vla_autoprune.errors import BundleError, ParityError
@@ -23,7 +24,7 @@ from vla_autoprune.files import write_whole
 from vla_autoprune.frame import Command, EgoState, FloatArray, IntArray
 from vla_autoprune.models.adapter import StageModel
 from vla_autoprune.models.driving_vla import DrivingVla
-from vla_autoprune.recipe import Bucket, PruningRecipe
+from vla_autoprune.recipe import Bucket, PromptLayout, PruningRecipe
 from vla_autoprune.runtime.backend import Backend
 from vla_autoprune.runtime.pipeline import Pipeline, Prefill, Timings
 
@@ -171,7 +172,18 @@ def check_parity(
                 difference = _compare_answers(staged, fed, logits.numpy(), tolerance, where)
                 generate_error = max(generate_error, difference)
         if record is not None:
-            _record(record / f"sample_{number:02d}.npz", given, answers)
+            record.mkdir(exist_ok=True)
+            sample = Sample(
+                pixel_values=given.pixel_values,
+                token_ids=given.token_ids,
+                length=given.length,
+                complexity=answers[buckets[0].name].complexity,
+                features=feature_rows(features),
+                answers={
+                    name: _answer(run, bundle.recipe.layout, given.length) for name, run in answers.items()
+                },
+            )
+            write_sample(record / f"sample_{number:02d}.npz", sample)
     if ties > len(inputs) * len(buckets) / 4:
         raise ParityError(
             f"{ties} of {len(inputs) * len(buckets)} comparisons met tied scores; "
@@ -326,17 +338,15 @@ def _compare_answers(
     return difference
 
 
-def _record(path: Path, given: ParityInput, answers: dict[str, EagerRun]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    arrays: dict[str, NDArray] = {
-        "pixel_values": given.pixel_values,
-        "token_ids": given.token_ids,
-        "length": np.array(given.length),
-        "complexity": np.array(next(iter(answers.values())).complexity),
-    }
-    for name, run in answers.items():
-        arrays[f"{name}/tokens"] = run.tokens
-        arrays[f"{name}/first_logits"] = run.logits[0]
-        for stage, kept in enumerate(run.kept_visual):
-            arrays[f"{name}/kept_{stage:02d}"] = kept.astype(np.int32)
-    np.savez_compressed(path, **arrays)
+def _answer(run: EagerRun, layout: PromptLayout, length: int) -> Answer:
+    """What a sample keeps of the original's run."""
+    return Answer(
+        tokens=run.tokens,
+        logits=run.logits,
+        kept=tuple(kept.astype(np.int32) for kept in run.kept_visual),
+        scores=run.scores,
+        hidden=tuple(
+            hidden[text_rows(layout, kept, length)]
+            for hidden, kept in zip(run.hidden, run.kept_visual, strict=True)
+        ),
+    )

@@ -171,7 +171,7 @@ def _slice(
         if step < 1:
             raise NotImplementedError(f"Slice with step {step}")
         axis = axes[index] if axes else index
-        window[axis] = slice(start, min(end, data.shape[axis]), step)
+        window[axis] = slice(*slice(start, end, step).indices(data.shape[axis]))
     return data[tuple(window)]
 
 

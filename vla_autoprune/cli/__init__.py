@@ -79,4 +79,5 @@ from vla_autoprune.cli import (  # noqa: E402, F401
     recipe,
     synth,
     train,
+    verify,
 )
