@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -84,7 +84,7 @@ class TrajectoryGuard(LifecycleNode):
         self._guard = Guard(self._settings)
         self._shown: tuple[State, str] | None = None
         self._status_due_s = 0.0
-        self._odometry_faults: Counter[str] = Counter()
+        self._odometry_faults, self._odometry_fault = 0, ""
         self._plans_taken = 0
         self._handling_ms: deque[float] = deque(maxlen=1000)
         self._late_ms: deque[float] = deque(maxlen=1000)
@@ -129,7 +129,8 @@ class TrajectoryGuard(LifecycleNode):
             ),
         )
         if fault:
-            self._odometry_faults[fault.split(" ")[0]] += 1
+            self._odometry_faults += 1
+            self._odometry_fault = fault
             self.get_logger().warning(f"odometry: {fault}", throttle_duration_sec=1.0)
 
     def _on_plan(self, message: Path) -> None:
@@ -169,7 +170,8 @@ class TrajectoryGuard(LifecycleNode):
             "plans_taken": self._plans_taken,
             "plans_refused": guard.refused.total(),
             **{f"refused_{check}": count for check, count in sorted(guard.refused.items())},
-            **{f"odometry_{fault}": count for fault, count in sorted(self._odometry_faults.items())},
+            "odometry_faults": self._odometry_faults,
+            "odometry_last_fault": self._odometry_fault,
         }
         for name, samples in (("handling_ms", self._handling_ms), ("watchdog_late_ms", self._late_ms)):
             if samples:

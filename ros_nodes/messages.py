@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ros_nodes.camera_images import ImageData
 from ros_nodes.ego_motion import OdometrySample
 from ros_nodes.motion import Trajectory
 from ros_nodes.velocity_profile import velocity_profile
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from nav_msgs.msg import Odometry, Path
     from sensor_msgs.msg import CompressedImage, Image
     from visualization_msgs.msg import MarkerArray
+
+    from ros_nodes.camera_images import ImageData
 
 Level = Literal["ok", "warn", "error"]
 
@@ -253,6 +254,8 @@ def odometry_sample(message: Odometry) -> OdometrySample:
 
 def image_data(message: CompressedImage | Image) -> ImageData:
     """What is in a camera message, not yet decoded and not copied."""
+    from ros_nodes.camera_images import ImageData  # the guard needs no images
+
     if hasattr(message, "format"):
         return ImageData(message.data)
     return ImageData(message.data, message.encoding, message.width, message.height, message.step)

@@ -1,0 +1,294 @@
+"""The guard as a process: faults of every kind come over real DDS, and what it publishes is looked at."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path as FilePath
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2: pip install '.[ros-test]' or source ROS")
+pytestmark = pytest.mark.ros
+
+from diagnostic_msgs.msg import DiagnosticArray
+from nav_msgs.msg import Odometry, Path
+from rosgraph_msgs.msg import Clock
+
+from ros_nodes import topics
+from ros_nodes.limits import GuardSettings, faults_of
+from ros_nodes.messages import quaternion_of_heading, time_message, trajectory_message, trajectory_of
+from ros_nodes.motion import Trajectory
+
+HERE = FilePath(__file__).resolve().parent
+SPEED_MPS = 5.0
+HOLD_MS = 600.0
+PERIOD_MS = 50.0
+SETTINGS = GuardSettings(plan_timeout_ms=400.0, hold_ms=HOLD_MS)
+SLACK_MS = 2000.0
+"""For a loaded machine; docs/ros.md has what was measured on a quiet one."""
+
+
+def straight(stamp_ns: int, speed_mps: float = SPEED_MPS) -> Path:
+    times = np.arange(1, 7) * 0.5
+    poses = np.column_stack([speed_mps * times, 0 * times, 0 * times])
+    due = stamp_ns + np.rint(times * 1e9).astype(np.int64)
+    return trajectory_message(Trajectory(stamp_ns, "base_link", due, poses))
+
+
+class Drive:
+    """Straight on at constant speed, in the test's process: odometry at 20 Hz, plans at 5 Hz."""
+
+    def __init__(self, bench, name: str, **parameters) -> None:
+        namespace = f"/{name}"
+        self.bench, node = bench, bench.node
+        self.odometry = node.create_publisher(Odometry, f"{namespace}/odometry", topics.sensor_qos(depth=5))
+        self.namespace, self.plans_on = namespace, False
+        self.open_plans()
+        self.heard: list[tuple[float, Trajectory]] = []
+        node.create_subscription(
+            Path,
+            f"{namespace}/trajectory/path",
+            lambda path: self.heard.append((time.monotonic(), trajectory_of(path, 100))),
+            topics.record_qos(),
+        )
+        self.status = bench.listen(DiagnosticArray, f"{namespace}/guard/status", topics.record_qos())
+        settings = {"plan_timeout_ms": 400.0, "hold_ms": HOLD_MS, "watchdog_period_ms": PERIOD_MS}
+        self.guard = bench.start(
+            "ros_nodes.guard_node", "trajectory_guard", "-r", f"__ns:={namespace}", **settings, **parameters
+        )
+        self.guard.name = f"{namespace}/trajectory_guard"
+        self.began_s, self.next_odometry_s, self.next_plan_s = time.monotonic(), 0.0, 0.0
+        self.odometry_on = True
+        self.last_plan_s = 0.0
+        self.now_ns = time.time_ns
+        self.bent = lambda odometry: odometry
+        self.plan = straight
+
+    def open_plans(self) -> None:
+        topic = f"{self.namespace}/planner/path"
+        self.plans = self.bench.node.create_publisher(Path, topic, topics.plan_qos())
+        self.plans_on = True
+
+    def go(self, seconds: float, until=lambda: False) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not until():
+            self.tick()
+            self.bench.executor.spin_once(timeout_sec=0.01)
+
+    def tick(self) -> None:
+        now_s = time.monotonic()
+        if self.odometry_on and now_s >= self.next_odometry_s:
+            odometry = Odometry(child_frame_id="base_link")
+            odometry.header.frame_id = "map"
+            odometry.header.stamp = time_message(self.now_ns())
+            odometry.pose.pose.position.x = SPEED_MPS * (now_s - self.began_s)
+            odometry.pose.pose.orientation = quaternion_of_heading(0.0)
+            odometry.twist.twist.linear.x = SPEED_MPS
+            self.odometry.publish(self.bent(odometry))
+            self.next_odometry_s = now_s + 0.05
+        if self.plans_on and now_s >= self.next_plan_s:
+            self.plans.publish(self.plan(self.now_ns()))
+            self.last_plan_s, self.next_plan_s = now_s, now_s + 0.2
+
+    def state(self) -> str:
+        return self.status[-1].status[0].message if self.status else ""
+
+    def value(self, key: str) -> str:
+        return next((item.value for item in self.status[-1].status[0].values if item.key == key), "")
+
+    def wait_for(self, text: str, seconds: float = 15.0) -> None:
+        self.go(seconds, lambda: text in self.state())
+        assert text in self.state(), f"{self.state()}\n{self.guard.log[-2000:]}"
+
+    def begin(self) -> None:
+        assert self.guard.transition("configure")
+        assert self.guard.transition("activate")
+        self.wait_for("following")
+
+    def check_all(self) -> None:
+        """Everything heard keeps the limits or is a stop."""
+        for _, trajectory in self.heard:
+            assert trajectory.is_stop or not list(faults_of(trajectory, SETTINGS))
+
+
+@pytest.fixture(scope="module")
+def running(bench):
+    made = Drive(bench, "vehicle")
+    made.begin()
+    return made
+
+
+@pytest.fixture
+def drive(running):
+    """A guard that follows; whatever it publishes in a test is checked at its end."""
+    running.heard.clear()
+    running.wait_for("following")
+    yield running
+    running.check_all()
+
+
+def first(drive: Drive, since_s: float, what) -> float:
+    """When something that fits was first heard."""
+    return next(when for when, trajectory in drive.heard if when > since_s and what(trajectory))
+
+
+def test_plans_go_out_at_once_and_as_they_are(drive: Drive) -> None:
+    drive.go(1.0)
+    followed = {trajectory.stamp_ns: trajectory for _, trajectory in drive.heard if not trajectory.is_stop}
+    assert len(followed) >= 3
+    for stamp_ns, trajectory in followed.items():
+        wanted = trajectory_of(straight(stamp_ns), 100)
+        assert np.array_equal(trajectory.poses, wanted.poses)
+        assert np.array_equal(trajectory.due_ns, wanted.due_ns)
+    assert float(drive.value("handling_ms_p50")) > 0
+
+
+PLANNER = """
+import sys, time, rclpy
+sys.path[:0] = {paths!r}
+from nav_msgs.msg import Path
+from ros_nodes import topics
+from test_guard_node import straight
+rclpy.init()
+node = rclpy.create_node("planner")
+plans = node.create_publisher(Path, {topic!r}, topics.plan_qos())
+while True:
+    plans.publish(straight(time.time_ns()))
+    time.sleep(0.2)
+"""
+
+
+def planner_process(drive: Drive) -> subprocess.Popen[bytes]:
+    source = PLANNER.format(paths=[str(HERE), str(HERE.parents[1])], topic=drive.plans.topic_name)
+    return subprocess.Popen([sys.executable, "-c", source], env=drive.bench.environment)
+
+
+def test_garbage_and_late_plans_never_get_through(drive: Drive) -> None:
+    def nan(stamp_ns: int) -> Path:
+        path = straight(stamp_ns)
+        path.poses[2].pose.position.y = float("nan")
+        return path
+
+    def tilted(stamp_ns: int) -> Path:
+        path = straight(stamp_ns)
+        path.poses[1].pose.orientation.x = 0.9
+        return path
+
+    def foreign(stamp_ns: int) -> Path:
+        path = straight(stamp_ns)
+        path.poses[3].header.frame_id = "map"
+        return path
+
+    garbage = {
+        "finite": nan,
+        "frame": foreign,
+        "age": lambda stamp_ns: straight(stamp_ns - 900_000_000),
+        "spacing": lambda stamp_ns: Path(header=straight(stamp_ns).header),
+        "acceleration": lambda stamp_ns: straight(stamp_ns, 8.0),
+    }
+    for check, make in [*garbage.items(), ("finite", tilted)]:
+        drive.plan = make
+        drive.wait_for(f"refused, {check}")
+        drive.plan = straight
+        drive.wait_for("following")
+
+
+def test_two_planners_are_refused_until_one_goes(drive: Drive) -> None:
+    second = drive.bench.node.create_publisher(Path, drive.plans.topic_name, topics.plan_qos())
+    drive.wait_for("planners")
+    drive.wait_for("stop")
+    drive.bench.node.destroy_publisher(second)
+    drive.wait_for("following")
+
+
+def test_odometry_that_fails_is_noticed_and_recovered_from(drive: Drive) -> None:
+    def nan(odometry: Odometry) -> Odometry:
+        odometry.pose.pose.position.x = float("nan")
+        return odometry
+
+    drive.bent = nan
+    drive.wait_for("stop")
+    assert int(drive.value("odometry_faults")) > 0
+    drive.bent = lambda odometry: odometry
+    drive.wait_for("following")
+
+    def far(odometry: Odometry) -> Odometry:
+        odometry.pose.pose.position.x += 500.0
+        return odometry
+
+    drive.bent = far
+    drive.go(1.0)
+    assert "jumped" in drive.value("odometry_last_fault")
+    drive.wait_for("following")
+    drive.odometry_on = False
+    drive.wait_for("stop")
+    assert "odometry" in drive.state()
+    drive.odometry_on, drive.bent = True, lambda odometry: odometry
+
+
+def test_deactivating_ends_with_a_stop_and_nothing_after_it(drive: Drive) -> None:
+    drive.go(0.3)
+    assert not drive.heard[-1][1].is_stop
+    assert drive.guard.transition("deactivate")
+    drive.go(0.5)
+    assert drive.heard[-1][1].is_stop
+    count = len(drive.heard)
+    drive.go(0.5)
+    assert len(drive.heard) == count
+    assert drive.guard.transition("activate")
+    drive.wait_for("following")
+
+
+def test_a_killed_planner_leads_to_a_comfortable_stop_within_the_bound(drive: Drive) -> None:
+    planner = planner_process(drive)
+    try:
+        drive.wait_for("planners")
+        drive.plans_on = False
+        drive.bench.node.destroy_publisher(drive.plans)
+        drive.wait_for("following")
+    finally:
+        planner.kill()
+        planner.wait(5)
+    killed_s = time.monotonic()
+    drive.wait_for("stopping")
+    # Steps of a followed plan are equal; those of a stop shrink to nothing.
+    begun_s = first(drive, killed_s, lambda out: not out.is_stop and np.diff(out.poses[:, 0])[-1] < 1e-6)
+    assert (begun_s - killed_s) * 1e3 < HOLD_MS + PERIOD_MS + SLACK_MS
+    drive.wait_for("stopped")
+    drive.go(0.2)
+    assert drive.heard[-1][1].is_stop
+
+
+def test_wrong_settings_are_refused_a_clock_that_jumps_back_and_an_interrupt_stop_it(bench) -> None:
+    drive = Drive(bench, "timeless", use_sim_time=True, max_speed_mps=-1.0)
+    assert not drive.guard.transition("configure")
+    assert "max_speed_mps" in drive.guard.log
+    assert drive.guard.set(max_speed_mps=20.0, plan_timeout_ms=5000.0) == []
+    assert not drive.guard.transition("configure")
+    assert "plan_timeout_ms is 5000.0" in drive.guard.log
+    assert drive.guard.set(plan_timeout_ms=500.0) == []
+
+    clock = bench.node.create_publisher(Clock, "/clock", topics.record_qos())
+    shift_ns = [0]
+    drive.now_ns = lambda: time.time_ns() + shift_ns[0]
+    timer = bench.node.create_timer(0.02, lambda: clock.publish(Clock(clock=time_message(drive.now_ns()))))
+    try:
+        drive.begin()
+        shift_ns[0] = -100_000_000_000
+        drive.go(15.0, lambda: any("clock jumped back" in entry.status[0].message for entry in drive.status))
+        drive.wait_for("following")
+        drive.go(0.3)
+        assert not drive.heard[-1][1].is_stop
+        drive.guard.process.send_signal(signal.SIGINT)
+        drive.go(15.0, lambda: drive.guard.process.poll() is not None)
+        drive.go(0.5)
+        assert drive.heard[-1][1].is_stop
+        assert drive.guard.process.returncode == 0
+        drive.check_all()
+    finally:
+        bench.node.destroy_timer(timer)
+        bench.node.destroy_publisher(clock)
