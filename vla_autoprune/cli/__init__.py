@@ -22,7 +22,7 @@ app = typer.Typer(
 
 _EXTRA_WITH = {
     **dict.fromkeys(("torch", "transformers", "safetensors", "onnx", "onnxscript"), "export"),
-    **dict.fromkeys(("nuscenes", "matplotlib", "shapely", "jinja2"), "eval"),
+    **dict.fromkeys(("nuscenes", "matplotlib", "shapely", "scipy", "yaml", "jinja2"), "eval"),
 }
 """What the base package leaves out, and the extra that brings it."""
 
@@ -75,6 +75,7 @@ from vla_autoprune.cli import (  # noqa: E402, F401
     evaluate,
     export,
     lint,
+    navsim,
     predict,
     recipe,
     synth,
