@@ -176,7 +176,7 @@ def train(
         console.print(f"going on from {trainer.checkpoint}")
     if trainer.run(max_minutes=max_minutes, evaluations=evaluations):
         trainer.finish(rank_tests)
-        console.print(f"model in {out / 'model'}, figures and curves in {out}/training.json and curves.png")
+        console.print(f"model in {out / 'model'}, figures in {out / 'training.json'}")
     else:
         console.print(f"time is up; the same command goes on from {trainer.checkpoint}")
 

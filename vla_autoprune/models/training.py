@@ -304,6 +304,7 @@ class Trainer:
             self.say(f"{curves} is not drawn: that needs pip install 'vla_autoprune[export]'")
         else:
             _draw_curves(self.progress, curves)
+            self.say(f"curves in {curves}")
         return report
 
     def _run_stage(self, stage: str, deadline: float | None, evaluations: int, save_minutes: float) -> bool:
@@ -581,7 +582,8 @@ def _draw_curves(progress: Progress, path: Path) -> None:
             if xy:
                 left.plot(*zip(*xy, strict=True), label=f"{stage}, {name.replace('_', ' ')}", linewidth=1)
     left.set(xlabel="step", ylabel="loss of action tokens")
-    left.legend(fontsize=7)
+    if left.lines:  # none where only the tower was trained
+        left.legend(fontsize=7)
     for driver in ("model", "images blanked", "constant velocity"):
         heights = [entry[driver]["l2_3s_m"] for entry in progress.evaluations]
         right.plot(range(1, len(heights) + 1), heights, marker=".", label=driver)

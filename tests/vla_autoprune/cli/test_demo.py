@@ -28,6 +28,7 @@ def test_too_few_drives_are_refused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_main_job_runs_and_names_its_report(repository: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vla_autoprune.cli", "demo", "--out", "demo"]
     environment = {**os.environ, "PYTHONPATH": str(repository), "COLUMNS": "130"}
@@ -39,7 +40,7 @@ def test_the_main_job_runs_and_names_its_report(repository: Path, tmp_path: Path
             env=environment,
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
