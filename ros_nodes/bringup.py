@@ -27,8 +27,8 @@ from ros_nodes import topics
 from vla_autoprune.errors import InputError
 from vla_autoprune.frame import CAMERAS
 
-PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
-"""Fast DDS reads the first, before 3.0 the second."""
+OLDER_FAST_DDS = ("humble", "iron", "jazzy")
+"""Distributions whose Fast DDS reads FASTRTPS_DEFAULT_PROFILES_FILE; later ones warn about it."""
 
 Entities = list[Any]
 
@@ -76,10 +76,11 @@ class Bringup:
 
     def environment(self) -> Entities:
         """The shared-memory profile for our own publishers, unless the user has a profile."""
-        if any(os.environ.get(variable) for variable in PROFILE_VARIABLES):
+        older = os.environ.get("ROS_DISTRO") in OLDER_FAST_DDS
+        variable = f"{'FASTRTPS' if older else 'FASTDDS'}_DEFAULT_PROFILES_FILE"
+        if os.environ.get(variable):
             return []
-        profile = str(self.config / "fastdds_shared_memory.xml")
-        return [SetEnvironmentVariable(variable, profile) for variable in PROFILE_VARIABLES]
+        return [SetEnvironmentVariable(variable, str(self.config / "fastdds_shared_memory.xml"))]
 
     def planner(self) -> Entities:
         """vla_planner, configured and activated."""
@@ -118,6 +119,7 @@ class Bringup:
         return kind(
             executable=sys.executable,
             arguments=["-m", module],
+            exec_name=name,
             name=name,
             namespace=self.values["namespace"],
             parameters=[
