@@ -79,7 +79,7 @@ class Launch:
 
     def wait(self) -> int:
         """The exit code; nothing it started may be left."""
-        self.bench.until(lambda: self.process.poll() is not None, f"the launch to end\n{self.log[-3000:]}", 60)
+        self.bench.until(lambda: self.process.poll() is not None, "the launch to end", 60)
         assert not [node for node in self.nodes.values() if node.is_running()], "orphans"
         return self.process.returncode
 

@@ -1,0 +1,75 @@
+"""Images that belong together, whatever order and time they come in. No ROS."""
+
+from __future__ import annotations
+
+import pytest
+
+from ros_nodes.synchronisation import Synchroniser
+
+MS = 1_000_000
+
+
+@pytest.fixture
+def synchroniser() -> Synchroniser[str]:
+    return Synchroniser(("LEFT", "FRONT", "RIGHT"), "FRONT", tolerance_ms=20.0, wait_ms=30.0)
+
+
+def test_a_set_is_given_out_once_when_it_is_whole(synchroniser):
+    assert synchroniser.take(0.0, True) is None
+    synchroniser.add("LEFT", 100 * MS, "left", 0.000)
+    synchroniser.add("FRONT", 110 * MS, "front", 0.001)
+    assert synchroniser.take(0.002, True) is None
+    synchroniser.add("RIGHT", 130 * MS, "right", 0.003)
+    assert synchroniser.take(0.004, False) is None, "the ego state is still to come"
+    frame = synchroniser.take(0.005, True)
+    assert (frame.stamp_ns, frame.arrived_s, frame.absent) == (110 * MS, 0.001, {})
+    assert {camera: image.content for camera, image in frame.images.items()} == {
+        "LEFT": "left",
+        "FRONT": "front",
+        "RIGHT": "right",
+    }
+    assert synchroniser.take(0.006, True) is None
+
+
+def test_of_several_images_the_nearest_in_time_joins(synchroniser):
+    for stamp in (85, 95, 105, 115):
+        synchroniser.add("LEFT", stamp * MS, str(stamp), 0.0)
+        synchroniser.add("RIGHT", stamp * MS, str(stamp), 0.0)
+    synchroniser.add("FRONT", 104 * MS, "front", 0.0)
+    assert synchroniser.take(0.0, True).images["LEFT"].content == "105"
+
+
+def test_it_waits_for_lively_cameras_only_so_long(synchroniser):
+    synchroniser.add("FRONT", 100 * MS, "front", 10.0)
+    synchroniser.add("LEFT", 60 * MS, "left", 10.0)
+    assert synchroniser.take(10.029, True) is None
+    frame = synchroniser.take(10.031, True)
+    assert frame.absent == {"LEFT": "is 40 ms from FRONT, allowed 20", "RIGHT": "never arrived"}
+    synchroniser.add("LEFT", 1_200 * MS, "left", 11.1)
+    synchroniser.add("FRONT", 1_200 * MS, "front", 11.1)
+    assert synchroniser.take(11.1, True).absent == {"RIGHT": "never arrived"}, "a dead camera costs no time"
+
+
+def test_the_newest_front_image_wins(synchroniser):
+    for stamp in (100, 200, 300):
+        synchroniser.add("FRONT", stamp * MS, str(stamp), 0.0)
+    assert synchroniser.pending_stamp_ns == 300 * MS and synchroniser.superseded == 2
+    assert synchroniser.take(1.0, False).images["FRONT"].content == "300"
+
+
+def test_stamps_that_do_not_rise(synchroniser):
+    assert synchroniser.add("FRONT", 5_000 * MS, "a", 0.0) == "kept"
+    assert synchroniser.add("FRONT", 5_000 * MS, "b", 0.1) == "repeated"
+    assert synchroniser.add("FRONT", 4_500 * MS, "c", 0.2) == "out of order"
+    assert synchroniser.pending_stamp_ns == 5_000 * MS
+    synchroniser.add("LEFT", 5_000 * MS, "old", 0.2)
+    assert synchroniser.add("FRONT", 3_000 * MS, "d", 0.3) == "clock went back"
+    assert synchroniser.add("LEFT", 3_000 * MS, "new", 0.3) == "clock went back"
+    frame = synchroniser.take(1.0, True)
+    assert (frame.stamp_ns, frame.images["LEFT"].content) == (3_000 * MS, "new")
+
+
+def test_silence_is_counted_from_the_last_image(synchroniser):
+    assert synchroniser.silent_s("LEFT", 5.0) is None
+    synchroniser.add("LEFT", 1, "left", 2.0)
+    assert synchroniser.silent_s("LEFT", 5.0) == 3.0
