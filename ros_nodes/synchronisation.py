@@ -14,8 +14,8 @@ Verdict = Literal["kept", "repeated", "out of order", "clock went back"]
 RESET_NS = 1_000_000_000
 """A stamp this much older than the one before means that time began anew."""
 
-LIVELY_S = 1.0
-"""A camera silent for longer, from the first image of any on, is not waited for."""
+PATIENT_FRAMES = 3
+"""A camera silent for so many frames is not waited for, until it is heard again."""
 
 BUFFERED = 4
 """Images kept per side camera."""
@@ -69,7 +69,7 @@ class Synchroniser(Generic[Content]):
         self.wait_s = wait_ms / 1e3
         self.superseded = 0
         """Anchor images replaced by a newer one before their set was given out."""
-        self._begun_s: float | None = None
+        self._frames_silent = dict.fromkeys(self.others, 0)
         self._pending: Stamped[Content] | None = None
         self._newest: dict[str, Stamped[Content]] = {}
         self._buffers: dict[str, deque[Stamped[Content]]] = {
@@ -95,7 +95,6 @@ class Synchroniser(Generic[Content]):
             content: the image.
             now_s: steady clock.
         """
-        self._begun_s = now_s if self._begun_s is None else self._begun_s
         image = Stamped(stamp_ns, now_s, content)
         newest = self._newest.get(camera)
         verdict: Verdict = "kept"
@@ -108,6 +107,7 @@ class Synchroniser(Generic[Content]):
             self.superseded += self._pending is not None
             self._pending = image
         else:
+            self._frames_silent[camera] = 0
             buffer = self._buffers[camera]
             if verdict == "clock went back":
                 buffer.clear()
@@ -132,7 +132,7 @@ class Synchroniser(Generic[Content]):
             if near is not None and abs(near.stamp_ns - anchor.stamp_ns) <= self.tolerance_ns:
                 images[camera] = near
                 continue
-            if not waited and self._is_lively(camera, now_s):
+            if not waited and self._frames_silent[camera] < PATIENT_FRAMES:
                 return None
             absent[camera] = (
                 "never arrived"
@@ -143,9 +143,6 @@ class Synchroniser(Generic[Content]):
         if not ego_known and not waited:
             return None
         self._pending = None
+        for camera in absent:
+            self._frames_silent[camera] += 1
         return FrameSet(anchor.stamp_ns, anchor.arrived_s, images, absent)
-
-    def _is_lively(self, camera: str, now_s: float) -> bool:
-        newest = self._newest.get(camera)
-        since_s = self._begun_s if newest is None else newest.arrived_s
-        return since_s is not None and now_s - since_s < LIVELY_S

@@ -39,15 +39,28 @@ def test_of_several_images_the_nearest_in_time_joins(synchroniser):
     assert synchroniser.take(0.0, True).images["LEFT"].content == "105"
 
 
-def test_it_waits_for_lively_cameras_only_so_long(synchroniser):
+def test_it_waits_only_so_long(synchroniser):
     synchroniser.add("FRONT", 100 * MS, "front", 10.0)
     synchroniser.add("LEFT", 60 * MS, "left", 10.0)
     assert synchroniser.take(10.029, True) is None
     frame = synchroniser.take(10.031, True)
     assert frame.absent == {"LEFT": "is 40 ms from FRONT, allowed 20", "RIGHT": "never arrived"}
-    synchroniser.add("LEFT", 1_200 * MS, "left", 11.1)
-    synchroniser.add("FRONT", 1_200 * MS, "front", 11.1)
-    assert synchroniser.take(11.1, True).absent == {"RIGHT": "never arrived"}, "a dead camera costs no time"
+
+
+def test_a_dead_camera_costs_no_time_until_it_is_back(synchroniser):
+    def front(stamp_ms: int, now_s: float, **others: int):
+        for camera, other_ms in others.items():
+            synchroniser.add(camera, other_ms * MS, camera, now_s)
+        synchroniser.add("FRONT", stamp_ms * MS, "front", now_s)
+        return synchroniser.take(now_s, True)
+
+    for step in range(1, 4):
+        assert front(100 * step, float(step), LEFT=100 * step) is None
+        assert synchroniser.take(step + 0.5, True).absent == {"RIGHT": "never arrived"}
+    assert front(400, 4.0, LEFT=400).absent == {"RIGHT": "never arrived"}
+    assert front(500, 5.0, LEFT=500, RIGHT=400) is None, "it is heard again"
+    synchroniser.add("RIGHT", 500 * MS, "right", 5.01)
+    assert synchroniser.take(5.02, True).absent == {}
 
 
 def test_the_newest_front_image_wins(synchroniser):
