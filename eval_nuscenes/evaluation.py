@@ -178,7 +178,7 @@ def code_hash() -> str:
     library, here = Path(vla_autoprune.__file__).parent, Path(__file__).parent
     planning = [library / name for name in ("runtime", "bundle.py", "contract.py", "recipe.py")]
     words = [library / "models" / f"{name}.py" for name in ("actions", "preprocess", "prompt")]
-    reading = [here / "evaluation.py", here / "nuscenes_reader.py"]
+    reading = [here / name for name in ("evaluation.py", "nuscenes_reader.py", "driving_command.py")]
     policies = library / "pruning" / "policies.py"
     return source_hash([*planning, *words, policies, Path(engines.__file__).parent, *reading])
 

@@ -227,10 +227,10 @@ class NuScenesSplit:
         self._can_bus: dict[str, list[Record]] = {}
         self._maps: dict[str, RoadMap] = {}
         self._road_edges = road_edges
-        if road_edges:
-            for location in sorted({self._location(records[name]) for name in self.scene_names}):
-                require_map(self.root, location)
         chosen = [name for name in self.scene_names if scenes is None or name in scenes]
+        if road_edges:
+            for location in sorted({self._location(records[name]) for name in chosen}):
+                require_map(self.root, location)
         if ego_state == "can_bus":
             absent = [str(path) for name in chosen if not (path := self._can_bus_path(name)).is_file()]
             if absent:
@@ -447,6 +447,7 @@ class NuScenesSplit:
             exists=tuple(step <= len(future) for step in range(STEPS + 1)),
             boxes=tuple(boxes + [()] * (STEPS + 1 - len(boxes))),
             rear_axle_waypoints=_rear_axle_waypoints(future_in_ego),
+            annotated=bool(self._nuscenes.sample_annotation),
             past_keyframes=len(past),
             lidar_to_rear_axle_m=float(mount[0, 3]),
             can_bus_blacklisted=(

@@ -107,8 +107,14 @@ class OpenLoopProtocol:
             or values not finite.
 
         Raises:
-            InputError: the truth lacks road edges or rear-axle waypoints that the protocol needs.
+            InputError: the truth lacks annotations, or road edges or rear-axle waypoints that the protocol
+                needs.
         """
+        if not truth.annotated:
+            raise InputError(
+                "the data set has no annotations, so no collision can be seen; score on a version that has "
+                "them, such as v1.0-trainval"
+            )
         if self.needs_map and truth.road_edges is None:
             raise InputError(
                 f"protocol {self.name} needs road edges, and the truth was read without a map; "

@@ -80,6 +80,7 @@ class OpenLoopTruth:
         road_edges: polylines [n, 2] of the road's edges in the LiDAR frame at t0, as
             `eval_nuscenes.road_map` cuts them out. None where no map was read; protocols that need a map
             refuse that.
+        annotated: the data set has annotations at all, unlike v1.0-test; without them nothing is scored.
         can_bus_blacklisted: a scene without usable CAN bus, which ST-P3 leaves out.
     """
 
@@ -90,6 +91,7 @@ class OpenLoopTruth:
     lidar_to_rear_axle_m: float = 0.985793
     rear_axle_waypoints: Waypoints | None = None
     road_edges: tuple[Points, ...] | None = None
+    annotated: bool = True
     can_bus_blacklisted: bool = False
 
     @property

@@ -158,6 +158,7 @@ def test_an_unknown_protocol_is_refused_with_the_list() -> None:
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
+        ("annotated", "the data set has no annotations.*score on a version that has them"),
         ("road_edges", "bevplanner needs road edges, and the truth was read without a map; open the data"),
         ("rear_axle_waypoints", "bevplanner follows the rear axle, and the truth holds no rear_axle"),
     ],
@@ -168,6 +169,9 @@ def test_a_truth_without_what_a_protocol_needs_is_refused(
     truth = replace(truth_of(cases[0]), **{missing: None})
     with pytest.raises(InputError, match=message):
         PROTOCOLS["bevplanner"].scorer(truth)
+
+def test_only_bevplanner_needs_a_map(cases: list[Case]) -> None:
+    truth = replace(truth_of(cases[0]), road_edges=None, rear_axle_waypoints=None)
     others = [protocol for protocol in PROTOCOLS.values() if not protocol.needs_map]
     assert len(others) == len(PROTOCOLS) - 1
     assert all(protocol.scorer(truth)(cases[0]["pred"]).intersection is None for protocol in others)
