@@ -60,6 +60,8 @@ setup(
             "PyYAML>=6",
             "jinja2>=3.1",
         ],
+        "ray": ["ray>=2.40"],
+        "viz": ["rerun-sdk>=0.22", "foxglove-sdk>=0.14"],
         "ros-test": [
             f"ros-kilted-{name}; sys_platform == 'linux' and platform_machine == 'x86_64'"
             for name in (
@@ -87,6 +89,8 @@ setup(
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
+            "mcap>=1.2",
+            "mcap-protobuf-support>=0.5",
             "hypothesis>=6.100",
         ],
     },

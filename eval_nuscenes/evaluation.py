@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,7 +31,9 @@ from vla_autoprune.frame import CAMERAS, WAYPOINT_TIMES_S, Frame, Plan
 PrunedKind = Literal["autoprune", "random", "uniform", "fixed"]
 """The policies of `vla_autoprune.runtime.planner` that can be compared."""
 
-VariantKind = Literal["full", PrunedKind, "blanked", "constant_velocity"]
+PRUNED: tuple[PrunedKind, ...] = get_args(PrunedKind)
+
+VariantKind = Literal["full", PrunedKind, "blanked", "constant_velocity", "predictions"]
 
 GREY = 127
 
@@ -121,6 +123,22 @@ def planner_variants(
     )
 
 
+class HasKind(Protocol):
+    """A variant or its summary."""
+
+    @property
+    def kind(self) -> VariantKind:
+        """What it is."""
+
+
+Row = TypeVar("Row", bound=HasKind)
+
+
+def pruned_example(variants: Sequence[Row]) -> Row | None:
+    """The pruned variant that pictures show: AutoPrune where it was run, at the smallest budget."""
+    return next((row for kind in PRUNED for row in reversed(variants) if row.kind == kind), None)
+
+
 class Record(BaseModel):
     """Base of what evaluation reads and writes."""
 
@@ -184,9 +202,13 @@ def code_hash() -> str:
 
 
 class RunKey(Record):
-    """What must be equal for kept plans to be taken up again: the question, the code, and the machine."""
+    """What must be equal for kept plans to be taken up again: the question, the code, and the machine.
 
-    bundle_id: str
+    Attributes:
+        planned_by: "bundle" and its id, or "predictions" and the hash of their files.
+    """
+
+    planned_by: str
     data_hash: str
     variants: tuple[str, ...]
     command_source: str
@@ -214,6 +236,7 @@ class PlanLog:
             InputError: the file is of another run or a line of it is damaged. A last line cut short by a
                 killed run is dropped.
         """
+        self.key = key
         self.path = folder / f"plans-{key.digest}.jsonl"
         self.records: dict[str, SampleRecord] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -275,23 +298,42 @@ def plan_samples(
     for index, token in enumerate(split.tokens):
         if token in log.records:
             continue
-        sample = split[index]
-        frame = sample.frame(cameras)
         if not warm:
-            for variant in variants:
-                for _ in range(warm_up):
-                    _plan(variant, frame)
+            warm_variants(split[index].frame(cameras), variants, warm_up)
             warm = True
-        turn = index % len(variants)
-        plans = {variant.name: _plan(variant, frame) for variant in [*variants[turn:], *variants[:turn]]}
-        record = SampleRecord(
-            token=token, scene=sample.scene, plans={variant.name: plans[variant.name] for variant in variants}
-        )
+        record = plan_sample(split, index, variants, cameras)
         log.append(record)
         yield record
 
 
-def _plan(variant: Variant, frame: Frame) -> PlanRecord:
+def plan_sample(
+    split: NuScenesSplit, index: int, variants: Sequence[Variant], cameras: Sequence[str] = CAMERAS
+) -> SampleRecord:
+    """Plan one sample with every variant; which one begins depends on the index.
+
+    Raises:
+        InputError: a camera or image is missing or unreadable.
+    """
+    sample = split[index]
+    frame = sample.frame(cameras)
+    turn = index % len(variants)
+    plans = {variant.name: plan_record(variant, frame) for variant in [*variants[turn:], *variants[:turn]]}
+    return SampleRecord(
+        token=sample.token,
+        scene=sample.scene,
+        plans={variant.name: plans[variant.name] for variant in variants},
+    )
+
+
+def warm_variants(frame: Frame, variants: Sequence[Variant], plans: int) -> None:
+    """Plan a frame some times with each variant, for nothing, so that first calls are not timed."""
+    for variant in variants:
+        for _ in range(plans):
+            plan_record(variant, frame)
+
+
+def plan_record(variant: Variant, frame: Frame) -> PlanRecord:
+    """Plan a frame; an agent that finds no plan stands still, with its error."""
     try:
         plan = variant.agent.plan(frame)
     except PlanError as error:

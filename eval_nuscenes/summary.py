@@ -4,46 +4,100 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from eval_nuscenes.bootstrap import CONFIDENCE, RESAMPLES, Interval, SceneBootstrap
+from eval_nuscenes.comparison import LatencyComparison, MeasuredVariant, compare_at_equal_latency
 from eval_nuscenes.evaluation import PlanRecord, Record, RunKey, SampleRecord, Variant, VariantKind
-from eval_nuscenes.metrics import PROTOCOLS, Score
+from eval_nuscenes.lateness import late_waypoints
+from eval_nuscenes.metrics import Score, protocol_named
 from eval_nuscenes.nuscenes_reader import Sample
+from eval_nuscenes.scenarios import traits_of
 from vla_autoprune.files import write_whole
 
-PROTOCOLS_REPORTED = ("uniad", "stp3", "vad")
-RESAMPLES = 2000
-CONFIDENCE = 0.95
+DEFAULT_PROTOCOLS = ("standard", "uniad", "stp3", "vad")
+"""The first one is what headlines, scenarios and worst scenes go by."""
 STEPS_OF_A_PLAN = ("vision", "prefill", "decode", "rest")
+ENOUGH_SAMPLES = 50
+ENOUGH_SCENES = 5
+COMPLEXITY_BINS = 5
 
 
-class Interval(Record):
-    """A mean with its confidence interval over scenes; no interval from a single scene."""
+class LatePlanning(Record):
+    """How a variant plans when each plan takes effect only after its latency.
 
-    mean: float
-    low: float | None = None
-    high: float | None = None
+    Attributes:
+        latency_ms: mean over all samples.
+        l2_above_on_time_m: how much the mean L2 lies above that of the plans taken at once, paired.
+    """
+
+    latency_ms: float
+    l2_m: tuple[Interval, ...]
+    collision: tuple[Interval, ...]
+    l2_above_on_time_m: Interval
 
 
 class Planning(Record):
     """How a variant plans under one protocol: values at 1, 2, 3 s and their mean.
 
     Attributes:
-        counted: samples the protocol divides by.
+        counted: [3] samples the protocol divides by at 1, 2, 3 s.
+        scenes: how many scenes those at 3 s come from.
         collision: fractions, not percent.
-        l2_above_full_m: how much the mean L2 lies above the unpruned variant's, paired over scenes.
-        collision_above_full: likewise.
+        intersection: likewise, of road edges; None where the protocol has no such figure.
+        l2_above_reference_m: how much the mean L2 lies above the reference's, paired over scenes.
+        collision_above_reference: likewise.
+        late: None where the latency of plans is not known.
     """
 
-    counted: int
+    counted: tuple[int, ...]
+    scenes: int
     l2_m: tuple[Interval, ...]
     collision: tuple[Interval, ...]
-    l2_above_full_m: Interval | None = None
-    collision_above_full: Interval | None = None
+    intersection: tuple[Interval, ...] | None = None
+    l2_above_reference_m: Interval | None = None
+    collision_above_reference: Interval | None = None
+    late: LatePlanning | None = None
+
+    @property
+    def few(self) -> bool:
+        """So few samples or scenes count that nothing should rest on the figures."""
+        return min(self.counted) < ENOUGH_SAMPLES or self.scenes < ENOUGH_SCENES
+
+
+class ScenarioFigures(Record):
+    """A variant on one kind of sample, such as manoeuvre "turning", under the first protocol."""
+
+    aspect: str
+    value: str
+    counted: int
+    scenes: int
+    l2_m: Interval
+    collision: Interval
+
+
+class ComplexityBin(Record):
+    """Frames of similar complexity, and the mean L2 of their plans under the first protocol."""
+
+    low: float
+    high: float
+    counted: int
+    l2_m: Interval
+
+
+class ErrorByComplexity(Record):
+    """Whether a variant's plans are worse where frames are more complex.
+
+    Attributes:
+        rank_correlation: Spearman's, of complexity and mean L2.
+    """
+
+    bins: tuple[ComplexityBin, ...]
+    rank_correlation: Interval
 
 
 class Percentiles(Record):
@@ -85,29 +139,63 @@ class VariantSummary(Record):
     flags: dict[str, int]
     buckets: dict[str, int]
     complexities: tuple[float, ...]
+    scenarios: tuple[ScenarioFigures, ...]
+    error_by_complexity: ErrorByComplexity | None
 
 
 class Conditions(Record):
-    """What a figure carries: data, machine, versions, command."""
+    """What a figure carries: data, machine, versions, command.
+
+    Attributes:
+        source: the bundle or the files that were evaluated.
+        samples: scored.
+        samples_asked: of the split, after `--scenes` and `--limit`.
+        latency_ms: given for all plans; None where each has its own.
+        warm_up: uncounted plans per variant; None where nothing was timed here.
+    """
 
     key: RunKey
+    source: str
     command: str
     data_root: str
     version: str
     split: str
     samples: int
+    samples_asked: int
     scenes: int
     ego_sources: dict[str, int]
-    warm_up: int
+    latency_ms: float | None = None
+    warm_up: int | None = None
     resamples: int = RESAMPLES
     confidence: float = CONFIDENCE
 
+    @property
+    def coverage(self) -> str:
+        """How much of what was asked for is scored, in words."""
+        scored = f"{self.samples} samples of {self.scenes} scenes"
+        if self.samples == self.samples_asked:
+            return scored
+        share = self.samples / self.samples_asked
+        return f"only {self.samples} of {self.samples_asked} samples ({share:.1%}) of {self.scenes} scenes"
+
 
 class EvaluationSummary(Record):
-    """results.json."""
+    """results.json.
+
+    Attributes:
+        reference: the variant that differences are taken to.
+        comparisons: pruning policies at equal measured latency.
+    """
 
     conditions: Conditions
+    reference: str
     variants: tuple[VariantSummary, ...]
+    comparisons: tuple[LatencyComparison, ...]
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """In the order asked for."""
+        return tuple(self.variants[0].planning)
 
     def variant(self, kind: VariantKind) -> VariantSummary | None:
         """The first variant of a kind."""
@@ -116,25 +204,55 @@ class EvaluationSummary(Record):
 
 @dataclass(frozen=True)
 class SampleScores:
-    """Scores of one sample: protocol, then variant."""
+    """Scores of one sample: protocol, then variant.
+
+    Attributes:
+        scores: of the plans as they are.
+        late: of the plans as they are driven after their latency; only where that is known.
+        latency_ms: per variant with a known latency.
+        traits: what kind of sample it is, see `scenarios.traits_of`.
+    """
 
     token: str
     scene: str
     scores: Mapping[str, Mapping[str, Score]]
+    late: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
+    latency_ms: Mapping[str, float] = field(default_factory=dict)
+    traits: Mapping[str, str] = field(default_factory=dict)
 
 
 def score_sample(
-    sample: Sample, record: SampleRecord, protocols: Sequence[str] = PROTOCOLS_REPORTED
+    sample: Sample,
+    record: SampleRecord,
+    protocols: Sequence[str] = DEFAULT_PROTOCOLS,
+    latency_ms: float | None = None,
+    description: str = "",
 ) -> SampleScores:
-    """Score every variant's plan of a sample under every protocol."""
-    plans = {
-        name: sample.lidar_waypoints(np.array(plan.waypoints_in_ego)) for name, plan in record.plans.items()
-    }
-    scores = {}
+    """Score every variant's plan of a sample under every protocol, taken at once and taken late.
+
+    Args:
+        sample: the truth.
+        record: the plans.
+        protocols: names in `metrics.PROTOCOLS`.
+        latency_ms: of every plan; each plan's own measured time unless given.
+        description: of the sample's scene.
+    """
+    plans = {name: np.array(plan.waypoints_in_ego) for name, plan in record.plans.items()}
+    latencies = {name: _latency_ms(plan, latency_ms) for name, plan in record.plans.items()}
+    known = {name: value for name, value in latencies.items() if value is not None}
+    driven = {name: late_waypoints(plans[name], sample.ego, value) for name, value in known.items()}
+    scores, late = {}, {}
     for protocol in protocols:
-        score = PROTOCOLS[protocol].scorer(sample.truth)
+        score = sample.scorer(protocol_named(protocol))
         scores[protocol] = {name: score(plan) for name, plan in plans.items()}
-    return SampleScores(sample.token, sample.scene, scores)
+        late[protocol] = {name: score(plan) for name, plan in driven.items()}
+    return SampleScores(sample.token, sample.scene, scores, late, known, traits_of(sample, description))
+
+
+def _latency_ms(plan: PlanRecord, given: float | None) -> float | None:
+    if plan.error is not None:
+        return 0.0  # there is nothing to wait for: it stands still from the start
+    return plan.timings_ms.get("total") if given is None else given
 
 
 def summarise(
@@ -147,7 +265,7 @@ def summarise(
     """Put the numbers of a report together.
 
     Args:
-        variants: rows, in order.
+        variants: rows, in order. Differences are taken to the unpruned one, else to the first.
         records: plans per sample.
         scored: their scores, in the same order.
         conditions: go into the result as they are.
@@ -157,76 +275,54 @@ def summarise(
         Means and intervals; the same for the same input.
     """
     bootstrap = SceneBootstrap([sample.scene for sample in scored])
-    full = next((variant.name for variant in variants if variant.kind == "full"), None)
+    reference = next((variant.name for variant in variants if variant.kind == "full"), variants[0].name)
+    protocols = list(scored[0].scores)
     rows = []
     for variant in variants:
         plans = [record.plans[variant.name] for record in records]
-        planning = {
-            protocol: _planning(
-                [sample.scores[protocol][variant.name] for sample in scored],
-                [sample.scores[protocol][full] for sample in scored]
-                if full not in (None, variant.name)
-                else None,
-                bootstrap,
-            )
-            for protocol in scored[0].scores
-        }
         rows.append(
             VariantSummary(
                 name=variant.name,
                 kind=variant.kind,
                 budget=variant.budget,
-                planning=planning,
+                planning={
+                    protocol: _planning(scored, protocol, variant.name, reference, bootstrap)
+                    for protocol in protocols
+                },
                 cost=_cost(plans, published_work),
                 failed_plans=sum(plan.error is not None for plan in plans),
                 first_failure=next((plan.error for plan in plans if plan.error is not None), None),
                 flags=dict(Counter(flag for plan in plans for flag in plan.flags)),
                 buckets=dict(Counter(plan.bucket for plan in plans if plan.bucket)),
                 complexities=tuple(plan.complexity for plan in plans if plan.complexity is not None),
+                scenarios=tuple(_scenarios(scored, protocols[0], variant.name, bootstrap)),
+                error_by_complexity=_error_by_complexity(plans, scored, protocols[0], variant.name),
             )
         )
-    return EvaluationSummary(conditions=conditions, variants=tuple(rows))
+    measured = [
+        MeasuredVariant(name=row.name, kind=row.kind, latency_ms=row.cost.total_ms.p50)
+        for row in rows
+        if row.cost is not None
+    ]
+    comparisons: list[LatencyComparison] = []
+    for protocol in protocols:
+        figures = {row.name: _figures(scored, protocol, row.name) for row in measured}
+        comparisons += compare_at_equal_latency(
+            protocol,
+            measured,
+            {name: found.l2_m for name, found in figures.items()},
+            {name: found.collision for name, found in figures.items()},
+            _figures(scored, protocol, reference).counted,
+            bootstrap,
+        )
+    return EvaluationSummary(
+        conditions=conditions, reference=reference, variants=tuple(rows), comparisons=tuple(comparisons)
+    )
 
 
 def write_summary(path: Path, summary: EvaluationSummary) -> None:
     """Write results.json; the file appears only when it is whole."""
     write_whole(path, (summary.model_dump_json(indent=1) + "\n").encode())
-
-
-class SceneBootstrap:
-    """Confidence intervals by resampling whole scenes: samples of one scene are not independent.
-
-    Every statistic uses the same resamples, so differences between variants are paired.
-    """
-
-    def __init__(self, scenes: Sequence[str], resamples: int = RESAMPLES, seed: int = 0) -> None:
-        names, self._scene_of_sample = np.unique(np.asarray(scenes), return_inverse=True)
-        self._count = len(names)
-        even = np.full(self._count, 1 / self._count)
-        self._draws = np.random.default_rng(seed).multinomial(self._count, even, size=resamples)
-
-    def mean(self, values: ArrayLike, counted: ArrayLike) -> Interval:
-        """Mean of the counted samples.
-
-        Args:
-            values: [samples].
-            counted: [samples] bool.
-
-        Returns:
-            The mean (0 where nothing counts), and its 95 % percentile interval over scenes.
-        """
-        weights = np.asarray(counted, dtype=np.float64)
-        sums = np.bincount(self._scene_of_sample, np.asarray(values) * weights, minlength=self._count)
-        counts = np.bincount(self._scene_of_sample, weights, minlength=self._count)
-        if not counts.sum():
-            return Interval(mean=0.0)
-        mean = float(sums.sum() / counts.sum())
-        if np.count_nonzero(counts) < 2:
-            return Interval(mean=mean)
-        drawn = self._draws @ counts
-        means = (self._draws @ sums)[drawn > 0] / drawn[drawn > 0]
-        low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        return Interval(mean=mean, low=float(low), high=float(high))
 
 
 def latency_split(timings_ms: Mapping[str, float]) -> dict[str, float]:
@@ -244,28 +340,115 @@ def latency_split(timings_ms: Mapping[str, float]) -> dict[str, float]:
     return split
 
 
-def _planning(scores: Sequence[Score], full: Sequence[Score] | None, bootstrap: SceneBootstrap) -> Planning:
-    counted = [score.counted for score in scores]
-    l2, collision = (_columns(scores, field) for field in ("l2_m", "collision"))
-    above: list[Interval | None] = [None, None]
-    if full is not None:
-        above = [
-            bootstrap.mean((mine - _columns(full, field))[:, -1], counted)
-            for mine, field in ((l2, "l2_m"), (collision, "collision"))
-        ]
-    return Planning(
-        counted=sum(counted),
-        l2_m=tuple(bootstrap.mean(column, counted) for column in l2.T),
-        collision=tuple(bootstrap.mean(column, counted) for column in collision.T),
-        l2_above_full_m=above[0],
-        collision_above_full=above[1],
+@dataclass(frozen=True)
+class _Figures:
+    """A variant under a protocol, each [samples, 3] at 1, 2, 3 s."""
+
+    counted: NDArray[np.bool_]
+    l2_m: NDArray[np.float64]
+    collision: NDArray[np.float64]
+    intersection: NDArray[np.float64] | None
+
+
+def _figures(scored: Sequence[SampleScores], protocol: str, name: str, late: bool = False) -> _Figures:
+    scores = [(sample.late if late else sample.scores)[protocol][name] for sample in scored]
+    edges = [score.intersection for score in scores if score.intersection is not None]
+    return _Figures(
+        counted=np.array([score.counted_at for score in scores]),
+        l2_m=np.array([score.l2_m for score in scores]),
+        collision=np.array([score.collision for score in scores]),
+        intersection=np.array(edges) if edges else None,
     )
 
 
-def _columns(scores: Sequence[Score], field: str) -> NDArray[np.float64]:
-    """[samples, 4]: values at 1, 2, 3 s and their mean."""
-    at_horizons = np.array([getattr(score, field) for score in scores])
-    return np.column_stack([at_horizons, at_horizons.mean(axis=1)])
+def _planning(
+    scored: Sequence[SampleScores], protocol: str, name: str, reference: str, bootstrap: SceneBootstrap
+) -> Planning:
+    mine = _figures(scored, protocol, name)
+    counted = mine.counted
+    above: tuple[Interval | None, Interval | None] = None, None
+    if name != reference:
+        there = _figures(scored, protocol, reference)
+        above = (
+            bootstrap.mean(mine.l2_m - there.l2_m, counted),
+            bootstrap.mean(mine.collision - there.collision, counted),
+        )
+    late = None
+    if all(name in sample.latency_ms for sample in scored):
+        then = _figures(scored, protocol, name, late=True)
+        late = LatePlanning(
+            latency_ms=float(np.mean([sample.latency_ms[name] for sample in scored])),
+            l2_m=_at_horizons(then.l2_m, counted, bootstrap),
+            collision=_at_horizons(then.collision, counted, bootstrap),
+            l2_above_on_time_m=bootstrap.mean(then.l2_m - mine.l2_m, counted),
+        )
+    return Planning(
+        counted=tuple(int(count) for count in counted.sum(axis=0)),
+        scenes=bootstrap.scenes(counted[:, -1]),
+        l2_m=_at_horizons(mine.l2_m, counted, bootstrap),
+        collision=_at_horizons(mine.collision, counted, bootstrap),
+        intersection=None
+        if mine.intersection is None
+        else _at_horizons(mine.intersection, counted, bootstrap),
+        l2_above_reference_m=above[0],
+        collision_above_reference=above[1],
+        late=late,
+    )
+
+
+def _at_horizons(
+    values: NDArray[np.float64], counted: NDArray[np.bool_], bootstrap: SceneBootstrap
+) -> tuple[Interval, ...]:
+    """At 1, 2, 3 s, then their mean."""
+    single = (bootstrap.mean(column, taken) for column, taken in zip(values.T, counted.T, strict=True))
+    return (*single, bootstrap.mean(values, counted))
+
+
+def _scenarios(
+    scored: Sequence[SampleScores], protocol: str, name: str, bootstrap: SceneBootstrap
+) -> Iterable[ScenarioFigures]:
+    figures = _figures(scored, protocol, name)
+    present = {(aspect, value) for sample in scored for aspect, value in sample.traits.items()}
+    for aspect, value in sorted(present):
+        members = np.array([sample.traits.get(aspect) == value for sample in scored])
+        counted = figures.counted & members[:, None]
+        yield ScenarioFigures(
+            aspect=aspect,
+            value=value,
+            counted=int(counted[:, -1].sum()),
+            scenes=bootstrap.scenes(counted[:, -1]),
+            l2_m=bootstrap.mean(figures.l2_m, counted),
+            collision=bootstrap.mean(figures.collision, counted),
+        )
+
+
+def _error_by_complexity(
+    plans: Sequence[PlanRecord], scored: Sequence[SampleScores], protocol: str, name: str
+) -> ErrorByComplexity | None:
+    known = [
+        (plan.complexity, float(np.mean(sample.scores[protocol][name].l2_m)), sample.scene)
+        for plan, sample in zip(plans, scored, strict=True)
+        if plan.complexity is not None and all(sample.scores[protocol][name].counted_at)
+    ]
+    if len(known) < COMPLEXITY_BINS:
+        return None
+    complexity, error = (np.array([row[column] for row in known], dtype=float) for column in (0, 1))
+    bootstrap = SceneBootstrap([scene for _, _, scene in known])
+    edges = np.quantile(complexity, np.linspace(0, 1, COMPLEXITY_BINS + 1))
+    places = np.clip(np.searchsorted(edges, complexity, side="right") - 1, 0, COMPLEXITY_BINS - 1)
+    return ErrorByComplexity(
+        bins=tuple(
+            ComplexityBin(
+                low=float(edges[number]),
+                high=float(edges[number + 1]),
+                counted=int((places == number).sum()),
+                l2_m=bootstrap.mean(error, places == number),
+            )
+            for number in range(COMPLEXITY_BINS)
+            if (places == number).any()
+        ),
+        rank_correlation=bootstrap.rank_correlation(complexity, error),
+    )
 
 
 def _cost(plans: Iterable[PlanRecord], published_work: Callable[[str], float] | None) -> Cost | None:

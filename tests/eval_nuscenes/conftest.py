@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+from eval_nuscenes.evaluation import PlanLog, RunKey, SampleRecord, Variant, plan_samples
 from eval_nuscenes.metrics import OpenLoopTruth, TrackedBox
 from eval_nuscenes.nuscenes_reader import CameraView, Sample
+from eval_nuscenes.summary import Conditions, EvaluationSummary, SampleScores, score_sample, summarise
 from vla_autoprune.errors import PlanError
 from vla_autoprune.frame import CAMERAS, WAYPOINT_TIMES_S, Command, EgoState, Frame, Plan
+from vla_autoprune.recipe import PromptLayout
 
 LIDAR_MOUNT = np.array(
     [[0.0, 1.0, 0.0, 0.94], [-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.84], [0.0, 0.0, 0.0, 1.0]]
@@ -48,6 +52,9 @@ class Drive:
 
     def check_images(self, cameras: tuple[str, ...]) -> None:
         assert cameras == CAMERAS
+
+    def description(self, scene: str) -> str:
+        return "Night, parked cars" if scene == "scene-0002" else "Turn right, rain"
 
     def drivable_area(self, sample: Sample) -> tuple[np.ndarray, ...]:
         return (np.array([[-60.0, -6.0], [60.0, -6.0], [60.0, 6.0], [-60.0, 6.0]]),)
@@ -171,6 +178,67 @@ def make_drive(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Drive]
         )
 
     return make
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A drive that was planned, scored and summed up."""
+
+    drive: Drive
+    variants: Sequence[Variant]
+    records: Sequence[SampleRecord]
+    scored: Sequence[SampleScores]
+    summary: EvaluationSummary
+
+
+@pytest.fixture(scope="session")
+def run_key() -> RunKey:
+    return RunKey(
+        planned_by="bundle " + "feed" * 16,
+        data_hash="da7a" * 16,
+        variants=("full",),
+        command_source="future",
+        code="c0de" * 16,
+        machine="a box",
+        versions={"python": "3.11"},
+    )
+
+
+@pytest.fixture(scope="session")
+def evaluated(run_key: RunKey, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Evaluated]:
+    """Plan, score and sum up a drive with some variants."""
+
+    def run(drive: Drive, variants: Sequence[Variant], **options: Any) -> Evaluated:
+        log = PlanLog(tmp_path_factory.mktemp("run"), run_key)
+        records = list(plan_samples(drive, variants, log, warm_up=0))
+        scored = [
+            score_sample(sample, record, description=drive.description(sample.scene), **options)
+            for sample, record in zip(drive.samples, records, strict=True)
+        ]
+        conditions = Conditions(
+            key=run_key,
+            source="bundle out/bundle",
+            command="vla-autoprune evaluate <bundle>",
+            data_root="data",
+            version="v1.0-synth",
+            split="val",
+            samples=len(drive),
+            samples_asked=len(drive),
+            scenes=len({sample.scene for sample in drive.samples}),
+            ego_sources={"can_bus": len(drive)},
+            warm_up=0,
+        )
+        return Evaluated(drive, variants, records, scored, summarise(variants, records, scored, conditions))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def six_camera_layout() -> PromptLayout:
+    spans: list = [("text", 1)]
+    for camera in CAMERAS:
+        spans += [("text", 1), ("visual", camera, TOKENS_PER_CAMERA)]
+    return PromptLayout(segments=(*spans, ("text", 6)), image_size=(96, 96))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from typer.testing import CliRunner
 pytest.importorskip("nuscenes")
 pytest.importorskip("matplotlib")
 
+from eval_nuscenes.nuscenes_reader import NuScenesSplit
 from eval_nuscenes.nuscenes_writer import dataset_options, write_dataset
 from eval_nuscenes.summary import STEPS_OF_A_PLAN
 from vla_autoprune.bundle import Bundle
 from vla_autoprune.cli import app
-from vla_autoprune.errors import InputError, RecipeError
+from vla_autoprune.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def numbers(out: Path) -> dict[str, Any]:
 def test_a_run_writes_table_numbers_and_report(stored_bundle: Bundle, world: Path, tmp_path: Path) -> None:
     result = evaluate(stored_bundle, world, tmp_path / "out")
     assert result.exit_code == 0, result.output
-    for word in ("autoprune 60%", "random 40%", "images blanked", "constant velocity", "uniad", "vad"):
+    for word in ("autoprune 60%", "random 40%", "images blanked", "constant velocity", "uniad", "standard"):
         assert word in result.output
     found = numbers(tmp_path / "out")
     assert [variant["name"] for variant in found["variants"]][:2] == ["full", "autoprune 60%"]
@@ -97,10 +99,15 @@ def test_other_policies_can_be_compared(stored_bundle: Bundle, world: Path, tmp_
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (("--budgets", "0.33"), RecipeError, "recipe has no budget 0.33; it offers 0.6, 0.4"),
+        (("--budgets", "0.33"), InputError, "recipe has no budget 0.33; it offers 0.6, 0.4"),
         (("--budgets", "half"), InputError, "--budgets is 'half'; expected values"),
-        (("--policies", "autoprune,best"), InputError, "--policies is 'autoprune,best'; expected values"),
+        (("--policies", "autoprune,best"), InputError, "--policies: best is no policy; choose from"),
         (("--budgets", ","), InputError, "--budgets is ','; expected values"),
+        (("--protocols", "uniad,carla"), InputError, "no open-loop protocol 'carla'; use one"),
+        (("--frame", "lidar"), InputError, "--frame is for predictions files, not a bundle"),
+        (("--latency-ms", "5000"), InputError, "--latency-ms is 5000.0; expected less than 3000"),
+        (("--scenes", "scene-0001"), InputError, "split all has no scene scene-0001; it has"),
+        (("--record", "scene-0001"), InputError, "--record scene-0001: no such scene in split all"),
     ],
 )
 def test_wrong_options_leave_nothing_behind(
@@ -117,3 +124,97 @@ def test_an_output_that_is_a_file_is_refused(stored_bundle: Bundle, world: Path,
     result = evaluate(stored_bundle, world, tmp_path / "out")
     assert isinstance(result.exception, InputError) and "out is a file; give a dir" in str(result.exception)
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_all_wrong_options_are_told_at_once(stored_bundle: Bundle, tmp_path: Path) -> None:
+    wrong = ("--policies", "best", "--budgets", "half", "--protocols", "carla,vad", "--latency-ms", "9999")
+    result = evaluate(stored_bundle, tmp_path / "nowhere", tmp_path / "out", *wrong)
+    for told in ("best is no policy", "--budgets is 'half'", "no open-loop protocol 'carla'", "--latency-ms"):
+        assert told in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_protocols_scenes_and_latency_are_chosen(stored_bundle: Bundle, world: Path, tmp_path: Path) -> None:
+    options = ("--protocols", "sparsedrive,bevplanner", "--scenes", "scene-2001", "--latency-ms", "250")
+    result = evaluate(stored_bundle, world, tmp_path, *options, "--budgets", "0.4", "--limit", "4")
+    assert result.exit_code == 0, result.output
+    found = numbers(tmp_path)
+    assert list(found["variants"][0]["planning"]) == ["sparsedrive", "bevplanner"]
+    assert found["conditions"]["scenes"] == 1 and found["conditions"]["latency_ms"] == 250
+    assert found["variants"][0]["planning"]["bevplanner"]["late"]["latency_ms"] == 250
+    assert found["variants"][0]["planning"]["bevplanner"]["intersection"] is not None
+    assert "Few samples" in result.output and "bevplanner, road edges %" in result.output
+
+
+def test_a_map_protocol_without_a_map_is_refused(stored_bundle: Bundle, world: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(world, tmp_path / "bare")
+    shutil.rmtree(bare / "maps" / "expansion")
+    result = evaluate(stored_bundle, bare, tmp_path / "out", "--protocols", "bevplanner")
+    assert isinstance(result.exception, InputError) and "maps/expansion" in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def predictions(world: Path, path: Path, skip: int = 0, **plan: Any) -> Path:
+    """The true future of every sample, or other waypoints, as a predictions file."""
+    plans = []
+    for sample in list(NuScenesSplit(world, "v1.0-synth", "all"))[skip:]:
+        waypoints = plan.get("waypoints", sample.future_in_ego[:, :2].tolist())
+        plans.append({"token": sample.token, "waypoints": waypoints, "latency_ms": 80.0})
+    content = {"format": "vla_autoprune.predictions/1", "frame": "ego", "predictions": plans}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def evaluate_files(world: Path, out: Path, *words: str | Path) -> Result:
+    where = ("--data", str(world), "--split", "all", "--out", str(out))
+    return CliRunner().invoke(app, ["evaluate", *map(str, words), *where])
+
+
+def test_predictions_are_scored_side_by_side(world: Path, tmp_path: Path) -> None:
+    true = predictions(world, tmp_path / "true.json")
+    still = predictions(world, tmp_path / "still.json", waypoints=[[0.0, 0.0]] * 6)
+    result = evaluate_files(world, tmp_path / "out", true, still)
+    assert result.exit_code == 0, result.output
+    found = numbers(tmp_path / "out")
+    assert [variant["name"] for variant in found["variants"]] == ["true", "still", "constant velocity"]
+    whole = found["variants"][0]["planning"]["vad"]
+    assert whole["l2_m"][3]["mean"] < 0.02  # headings along the path, where the file has none
+    assert whole["late"]["latency_ms"] == 80 and whole["late"]["l2_m"][3]["mean"] > whole["l2_m"][3]["mean"]
+    assert found["variants"][1]["planning"]["vad"]["l2_above_reference_m"]["low"] > 1
+    assert "true.json: 18 plans" in result.output and "worse than true" in result.output
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Worst scenes" in page and "plan blue" in page
+
+
+def test_missing_predictions_are_refused_or_counted_in_the_first_line(world: Path, tmp_path: Path) -> None:
+    path = predictions(world, tmp_path / "some.json", skip=4)
+    refused = evaluate_files(world, tmp_path / "out", path)
+    assert isinstance(refused.exception, InputError)
+    assert "4 faults" in str(refused.exception) and "--allow-missing" in str(refused.exception)
+    assert not (tmp_path / "out").exists()
+    result = evaluate_files(world, tmp_path / "out", path, "--allow-missing")
+    assert result.exit_code == 0, result.output
+    (title,) = (line for line in result.output.splitlines() if line.startswith("all: "))
+    assert title.strip() == "all: only 14 of 18 samples (77.8%) of 2 scenes"
+    assert "only 14 of 18 samples" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_sources_are_not_mixed_and_bundle_options_not_ignored(
+    stored_bundle: Bundle, world: Path, tmp_path: Path
+) -> None:
+    path = predictions(world, tmp_path / "true.json")
+    mixed = evaluate_files(world, tmp_path / "out", path, stored_bundle.path, tmp_path / "absent.json")
+    assert "absent.json does not exist" in str(mixed.exception)
+    mixed = evaluate_files(world, tmp_path / "out", path, stored_bundle.path)
+    assert "is a directory: give one bundle, or predictions files only" in str(mixed.exception)
+    idle = evaluate_files(world, tmp_path / "out", path, "--budgets", "0.4")
+    assert "--budgets is for a bundle, not predictions files" in str(idle.exception)
+
+
+def test_a_scene_is_recorded(stored_bundle: Bundle, world: Path, tmp_path: Path) -> None:
+    pytest.importorskip("rerun")
+    pytest.importorskip("foxglove")
+    options = ("--budgets", "0.4", "--limit", "4", "--record", "scene-2002")
+    result = evaluate(stored_bundle, world, tmp_path, *options)
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in tmp_path.glob("scene-*")} == {"scene-2002.rrd", "scene-2002.mcap"}

@@ -11,16 +11,6 @@ import pytest
 from eval_nuscenes.evaluation import PlanLog, RunKey, Variant, plan_samples, planner_variants
 from vla_autoprune.errors import InputError
 
-KEY = RunKey(
-    bundle_id="b" * 64,
-    data_hash="d" * 64,
-    variants=("full",),
-    command_source="route",
-    code="e" * 64,
-    machine="box",
-    versions={},
-)
-
 
 def test_variants_are_the_unpruned_the_pairs_and_the_references(pretend_planner: type) -> None:
     variants = planner_variants(pretend_planner, (0.6, 0.25))
@@ -44,7 +34,7 @@ def test_policies_are_chosen_and_count_once(pretend_planner: type) -> None:
 
 
 def test_variants_take_turns_on_each_frame_after_a_warm_up(
-    make_drive: Callable, pretend_planner: type, tmp_path: Path
+    run_key: RunKey, make_drive: Callable, pretend_planner: type, tmp_path: Path
 ) -> None:
     drive = make_drive(scenes=1, keyframes=3)
     calls: list[str] = []
@@ -52,7 +42,7 @@ def test_variants_take_turns_on_each_frame_after_a_warm_up(
         Variant("full", "full", pretend_planner(calls=calls)),
         Variant("autoprune 25%", "autoprune", pretend_planner(0.25, calls=calls), 0.25),
     ]
-    records = list(plan_samples(drive, variants, PlanLog(tmp_path, KEY), warm_up=2))
+    records = list(plan_samples(drive, variants, PlanLog(tmp_path, run_key), warm_up=2))
     assert [call.split()[-1] for call in calls[:4]] == ["s0k0"] * 4
     assert calls[4:8] == [
         "autoprune None s0k0",
@@ -64,49 +54,53 @@ def test_variants_take_turns_on_each_frame_after_a_warm_up(
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(
-    make_drive: Callable, pretend_planner: type, tmp_path: Path
+    run_key: RunKey, make_drive: Callable, pretend_planner: type, tmp_path: Path
 ) -> None:
     drive = make_drive(scenes=1, keyframes=6)
     variants = [Variant("full", "full", pretend_planner())]
-    run = plan_samples(drive, variants, PlanLog(tmp_path, KEY))
+    run = plan_samples(drive, variants, PlanLog(tmp_path, run_key))
     first = [next(run), next(run)]
     run.close()
-    log = PlanLog(tmp_path, KEY)
+    log = PlanLog(tmp_path, run_key)
     with log.path.open("a") as file:
         file.write('{"token": "s0k2", "sce')
-    again = PlanLog(tmp_path, KEY)
+    again = PlanLog(tmp_path, run_key)
     assert list(again.records) == ["s0k0", "s0k1"]
     assert list(again.records.values()) == first
     rest = list(plan_samples(drive, variants, again))
     assert [record.token for record in rest] == ["s0k2", "s0k3", "s0k4", "s0k5"]
-    assert list(plan_samples(drive, variants, PlanLog(tmp_path, KEY))) == []
+    assert list(plan_samples(drive, variants, PlanLog(tmp_path, run_key))) == []
     assert not list(tmp_path.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("change", [{"bundle_id": "c" * 64}, {"code": "f" * 64}])
-def test_another_question_or_other_code_has_another_log(tmp_path: Path, change: dict[str, str]) -> None:
-    other = KEY.model_copy(update=change)
-    assert PlanLog(tmp_path, KEY).path != PlanLog(tmp_path, other).path
+@pytest.mark.parametrize("change", [{"planned_by": "bundle c"}, {"code": "f" * 64}])
+def test_another_question_or_other_code_has_another_log(
+    run_key: RunKey, tmp_path: Path, change: dict[str, str]
+) -> None:
+    other = run_key.model_copy(update=change)
+    assert PlanLog(tmp_path, run_key).path != PlanLog(tmp_path, other).path
 
 
-def test_a_damaged_log_is_refused(make_drive: Callable, pretend_planner: type, tmp_path: Path) -> None:
-    log = PlanLog(tmp_path, KEY)
+def test_a_damaged_log_is_refused(
+    run_key: RunKey, make_drive: Callable, pretend_planner: type, tmp_path: Path
+) -> None:
+    log = PlanLog(tmp_path, run_key)
     variants = [Variant("full", "full", pretend_planner())]
     list(plan_samples(make_drive(scenes=1, keyframes=3), variants, log))
     lines = log.path.read_text().splitlines()
     log.path.write_text("\n".join([lines[0], lines[1][:-9], lines[2]]) + "\n")
     with pytest.raises(InputError, match=r"plans-\w+\.jsonl line 2 is no sample record; delete it"):
-        PlanLog(tmp_path, KEY)
+        PlanLog(tmp_path, run_key)
     log.path.write_text("{}\n")
     with pytest.raises(InputError, match="does not start with the key of this run"):
-        PlanLog(tmp_path, KEY)
+        PlanLog(tmp_path, run_key)
 
 
 def test_a_failed_plan_is_recorded_and_stands_still(
-    make_drive: Callable, pretend_planner: type, tmp_path: Path
+    run_key: RunKey, make_drive: Callable, pretend_planner: type, tmp_path: Path
 ) -> None:
     variants = [Variant("full", "full", pretend_planner(fails_on="s0k1"))]
-    records = list(plan_samples(make_drive(scenes=1, keyframes=3), variants, PlanLog(tmp_path, KEY)))
+    records = list(plan_samples(make_drive(scenes=1, keyframes=3), variants, PlanLog(tmp_path, run_key)))
     failed = records[1].plans["full"]
     assert failed.error == "action token 3 is no action"
     assert not np.any(failed.waypoints_in_ego)
@@ -114,7 +108,7 @@ def test_a_failed_plan_is_recorded_and_stands_still(
 
 
 def test_an_unreadable_image_stops_the_run_but_keeps_what_is_done(
-    make_drive: Callable, pretend_planner: type, tmp_path: Path
+    run_key: RunKey, make_drive: Callable, pretend_planner: type, tmp_path: Path
 ) -> None:
     drive = make_drive(scenes=1, keyframes=4)
     broken = tmp_path / "CAM_BACK.jpg"
@@ -123,16 +117,18 @@ def test_an_unreadable_image_stops_the_run_but_keeps_what_is_done(
     drive[2].cameras["CAM_BACK"] = type(view)(
         broken, view.width, view.height, view.intrinsics, view.ego_from_camera
     )
-    log = PlanLog(tmp_path, KEY)
+    log = PlanLog(tmp_path, run_key)
     with pytest.raises(InputError, match=r"CAM_BACK\.jpg \(20 bytes\) cannot be decoded"):
         list(plan_samples(drive, [Variant("full", "full", pretend_planner())], log))
-    assert list(PlanLog(tmp_path, KEY).records) == ["s0k0", "s0k1"]
+    assert list(PlanLog(tmp_path, run_key).records) == ["s0k0", "s0k1"]
 
 
-def test_references_need_no_pixels(make_drive: Callable, pretend_planner: type, tmp_path: Path) -> None:
+def test_references_need_no_pixels(
+    run_key: RunKey, make_drive: Callable, pretend_planner: type, tmp_path: Path
+) -> None:
     drive = make_drive(scenes=1, keyframes=2)
     variants = planner_variants(pretend_planner, (0.25,))
-    (record, _) = plan_samples(drive, variants, PlanLog(tmp_path, KEY))
+    (record, _) = plan_samples(drive, variants, PlanLog(tmp_path, run_key))
     straight = np.array(record.plans["constant velocity"].waypoints_in_ego)
     np.testing.assert_allclose(straight[:, 0], 4.0 * np.arange(0.5, 3.1, 0.5))
     assert record.plans["images blanked"].waypoints_in_ego != record.plans["full"].waypoints_in_ego

@@ -25,11 +25,8 @@ from vla_autoprune.recipe import PromptLayout
 
 
 @pytest.fixture(scope="module")
-def layout() -> PromptLayout:
-    spans: list = [("text", 1)]
-    for camera in CAMERAS:
-        spans += [("text", 1), ("visual", camera, 36)]
-    return PromptLayout(segments=(*spans, ("text", 6)), image_size=(96, 96))
+def layout(six_camera_layout: PromptLayout) -> PromptLayout:
+    return six_camera_layout
 
 
 @pytest.mark.parametrize(

@@ -6,27 +6,26 @@ import dataclasses
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from eval_nuscenes.evaluation import PlanLog, RunKey, plan_samples, planner_variants
-from eval_nuscenes.report import SceneView, TokenView, headlines, write_report
-from eval_nuscenes.summary import Conditions, EvaluationSummary, Interval, score_sample, summarise
+from eval_nuscenes.bootstrap import Interval
+from eval_nuscenes.evaluation import planner_variants
+from eval_nuscenes.headlines import headlines
+from eval_nuscenes.report import scene_views, token_views, worst_views, write_report
+from eval_nuscenes.summary import EvaluationSummary
 from vla_autoprune.frame import CAMERAS, Frame, Plan
 from vla_autoprune.recipe import ModelShape, PromptLayout, PruningRecipe, bucket_for, build_recipe
 
 
 @pytest.fixture(scope="module")
-def recipe() -> PruningRecipe:
-    spans: list = [("text", 1)]
-    for camera in CAMERAS:
-        spans += [("text", 1), ("visual", camera, 36)]
+def recipe(six_camera_layout: PromptLayout) -> PruningRecipe:
     shape = ModelShape(
         id="tiny <vla>", weights_sha256="0" * 64, layers=8, hidden=128, heads=4, kv_heads=2, ffn=352
     )
-    layout = PromptLayout(segments=(*spans, ("text", 6)), image_size=(96, 96))
-    return build_recipe(shape, layout, decode_length=12, budgets=(0.6, 0.25))
+    return build_recipe(shape, six_camera_layout, decode_length=12, budgets=(0.6, 0.25))
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +33,7 @@ def written(
     recipe: PruningRecipe,
     make_drive: Callable,
     pretend_planner: type,
+    evaluated: Callable,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[str, EvaluationSummary]:
     @dataclasses.dataclass(frozen=True)
@@ -55,40 +55,20 @@ def written(
             )
 
     folder = tmp_path_factory.mktemp("report")
-    drive = make_drive()
-    variants = planner_variants(Planner, recipe.budgets)
-    key = RunKey(
-        bundle_id="feed" * 16,
-        data_hash="da7a" * 16,
-        variants=tuple(variant.name for variant in variants),
-        command_source="future",
-        code="c0de" * 16,
-        machine="a box",
-        versions={"python": "3.11"},
-    )
-    records = list(plan_samples(drive, variants, PlanLog(folder, key), warm_up=0))
-    scored = [score_sample(sample, record) for sample, record in zip(drive.samples, records, strict=True)]
-    conditions = Conditions(
-        key=key,
-        command="vla-autoprune evaluate <bundle>",
-        data_root="data",
-        version="v1.0-synth",
-        split="val",
-        samples=27,
-        scenes=3,
-        ego_sources={"can_bus": 27},
-        warm_up=0,
-    )
-    summary = summarise(variants, records, scored, conditions)
-    scenes = [
-        SceneView(drive[index], records[index], drive.drivable_area(drive[index])) for index in (0, 10, 20)
-    ]
-    frame = drive[4].frame()
-    tokens = [TokenView(drive[4], frame.images, {variants[3].name: variants[3].agent.plan(frame)})]
+    found = evaluated(make_drive(keyframes=11), planner_variants(Planner, recipe.budgets))
+    pruned = found.variants[3]
+    shown = found.drive, found.records, found.scored
     path = folder / "report.html"
-    write_report(path, summary, recipe, scenes, tokens)
+    write_report(
+        path,
+        found.summary,
+        recipe,
+        scene_views(*shown, pruned.name, count=3),
+        token_views(found.drive, found.records, pruned, CAMERAS)[:1],
+        worst_views(*shown, pruned, CAMERAS, count=2),
+    )
     assert [file.name for file in folder.glob("report*")] == ["report.html"]
-    return path.read_text(), summary
+    return path.read_text(), found.summary
 
 
 def test_the_report_needs_nothing_else(written: tuple[str, EvaluationSummary]) -> None:
@@ -118,15 +98,16 @@ def test_every_variant_protocol_and_condition_is_named(written: tuple[str, Evalu
     page, summary = written
     for variant in summary.variants:
         assert f">{variant.name}" in page
-    for protocol in ("uniad", "stp3", "vad"):
+    for protocol in ("standard", "uniad", "stp3", "vad"):
         assert f"<dt>{protocol}</dt>" in page
     for fact in (
         "feed" * 16,
         "da7a" * 16,
         "a box",
         "evaluate &lt;bundle&gt;",
+        "bundle out/bundle",
         "tiny &lt;vla&gt;",
-        "can_bus 27",
+        "can_bus 33",
     ):
         assert fact in page
     assert "Label leak" in page
@@ -135,9 +116,17 @@ def test_every_variant_protocol_and_condition_is_named(written: tuple[str, Evalu
 
 def test_plots_take_the_ink_of_the_page(written: tuple[str, EvaluationSummary]) -> None:
     page, _ = written
-    assert page.count("<svg") == 5
+    plots, worst, stages = 7, 2, 4
+    assert page.count("<svg") == plots + worst
     assert "currentColor" in page
-    assert page.count("data:image/jpeg") == 4
+    assert page.count("data:image/jpeg") == stages + 2 * worst
+
+
+def test_the_worst_samples_come_first_one_per_scene(written: tuple[str, EvaluationSummary]) -> None:
+    page, _ = written
+    errors = [float(found) for found in re.findall(r"<h3>scene-\d+, ([\d.]+) m off after 3 s", page)]
+    scenes = re.findall(r"<h3>(scene-\d+), [\d.]+ m off after 3 s", page)
+    assert errors == sorted(errors, reverse=True) and len(set(scenes)) == len(scenes) == 2
 
 
 def test_a_difference_inside_its_interval_is_not_called_one(written: tuple[str, EvaluationSummary]) -> None:
@@ -145,9 +134,10 @@ def test_a_difference_inside_its_interval_is_not_called_one(written: tuple[str, 
 
     def with_difference(interval: Interval) -> str:
         variant = summary.variants[1]
-        planning = {"vad": variant.planning["vad"].model_copy(update={"l2_above_full_m": interval})}
-        rows = (summary.variants[0], variant.model_copy(update={"planning": planning}))
-        return headlines(summary.model_copy(update={"variants": rows}))[1]
+        planning = variant.planning["standard"].model_copy(update={"l2_above_reference_m": interval})
+        changed = variant.model_copy(update={"planning": {"standard": planning}})
+        rows = (summary.variants[0], changed)
+        return headlines(summary.model_copy(update={"variants": rows}))[2]
 
     assert "no difference from unpruned can be shown" in with_difference(
         Interval(mean=0.1, low=-0.1, high=0.3)
@@ -155,3 +145,25 @@ def test_a_difference_inside_its_interval_is_not_called_one(written: tuple[str, 
     assert "worse than unpruned" in with_difference(Interval(mean=0.1, low=0.05, high=0.3))
     assert "better than unpruned" in with_difference(Interval(mean=-0.1, low=-0.2, high=-0.05))
     assert "one scene only" in with_difference(Interval(mean=-0.1))
+
+
+def test_few_samples_are_called_few(written: tuple[str, EvaluationSummary]) -> None:
+    page, summary = written
+    said = headlines(summary)
+    assert "standard, 9 to 21 samples of 3 scenes" in said[0]
+    assert said[1].startswith("Few samples: 9 to 21 samples of 3 scenes count under standard")
+    assert "<b>Few samples</b> count under standard, uniad, stp3, vad" in page
+
+
+def test_what_counts_no_sample_is_a_dash(
+    make_drive: Callable, pretend_planner: type, evaluated: Callable, tmp_path: Path
+) -> None:
+    variants = planner_variants(pretend_planner, (0.25,))
+    summary = evaluated(make_drive(scenes=2, keyframes=2), variants).summary
+    write_report(tmp_path / "report.html", summary)
+    page = (tmp_path / "report.html").read_text()
+    assert "n 0" in page and "– / – / – · <b>–</b>" in page
+    only_vad = [row.model_copy(update={"planning": {"vad": row.planning["vad"]}}) for row in summary.variants]
+    assert headlines(summary.model_copy(update={"variants": tuple(only_vad)})) == [
+        "Protocol vad counts no sample here, so nothing can be said by it."
+    ]

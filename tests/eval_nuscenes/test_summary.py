@@ -3,69 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from eval_nuscenes.evaluation import PlanLog, RunKey, Variant, plan_samples, planner_variants
-from eval_nuscenes.summary import (
-    Conditions,
-    EvaluationSummary,
-    SceneBootstrap,
-    latency_split,
-    score_sample,
-    summarise,
-)
+from eval_nuscenes.evaluation import Variant, planner_variants
+from eval_nuscenes.summary import EvaluationSummary, latency_split
 from vla_autoprune.bundle import Bundle
 from vla_autoprune.frame import CAMERAS, Command, EgoState, Frame
 
-KEY = RunKey(
-    bundle_id="b",
-    data_hash="d",
-    variants=(),
-    command_source="route",
-    code="e",
-    machine="box",
-    versions={},
-)
-CONDITIONS = Conditions(
-    key=KEY,
-    command="vla-autoprune evaluate bundle",
-    data_root="data",
-    version="v1.0-synth",
-    split="val",
-    samples=27,
-    scenes=3,
-    ego_sources={"can_bus": 27},
-    warm_up=1,
-)
-
 
 @pytest.fixture(scope="module")
-def summary(
-    make_drive: Callable, pretend_planner: type, tmp_path_factory: pytest.TempPathFactory
-) -> EvaluationSummary:
-    drive = make_drive()
-    variants = planner_variants(pretend_planner, (0.6, 0.25))
-    records = list(plan_samples(drive, variants, PlanLog(tmp_path_factory.mktemp("run"), KEY), warm_up=0))
-    scored = [score_sample(sample, record) for sample, record in zip(drive.samples, records, strict=True)]
-    return summarise(variants, records, scored, CONDITIONS)
+def summary(make_drive: Callable, pretend_planner: type, evaluated: Callable) -> EvaluationSummary:
+    return evaluated(make_drive(keyframes=11), planner_variants(pretend_planner, (0.6, 0.25))).summary
 
 
 def test_every_protocol_counts_its_own_samples(summary: EvaluationSummary) -> None:
     full = summary.variant("full")
     assert full is not None
-    assert full.planning["uniad"].counted == 27
-    assert full.planning["vad"].counted == 3 * (9 - 6)
-    assert full.planning["stp3"].counted == 3 * (9 - 6 - 2)
+    assert full.planning["uniad"].counted == (33, 33, 33)
+    assert full.planning["vad"].counted == (3 * (11 - 6),) * 3
+    assert full.planning["stp3"].counted == (3 * (11 - 6 - 2),) * 3
+    assert full.planning["standard"].counted == (3 * 7, 3 * 5, 3 * 3)
 
 
 def test_differences_to_the_unpruned_variant_are_paired(summary: EvaluationSummary) -> None:
     full, pruned = summary.variants[0].planning["vad"], summary.variants[3].planning["vad"]
-    assert full.l2_above_full_m is None
-    assert pruned.l2_above_full_m is not None
-    assert pruned.l2_above_full_m.mean == pytest.approx(pruned.l2_m[3].mean - full.l2_m[3].mean)
+    assert full.l2_above_reference_m is None
+    assert pruned.l2_above_reference_m is not None
+    assert pruned.l2_above_reference_m.mean == pytest.approx(pruned.l2_m[3].mean - full.l2_m[3].mean)
     assert pruned.l2_m[3].mean == pytest.approx(np.mean([value.mean for value in pruned.l2_m[:3]]))
 
 
@@ -77,35 +43,11 @@ def test_costs_come_from_the_plans(summary: EvaluationSummary) -> None:
     assert pruned.total_ms.p50 < full.total_ms.p50 <= full.total_ms.p90
     assert sum(full.split_ms.values()) == pytest.approx(full.total_ms.p50, rel=0.05)
     assert summary.variants[-1].cost is None
-    assert sum(summary.variants[3].buckets.values()) == 27
+    assert sum(summary.variants[3].buckets.values()) == 33
 
 
 def test_a_summary_survives_its_file(summary: EvaluationSummary) -> None:
     assert EvaluationSummary.model_validate_json(summary.model_dump_json()) == summary
-
-
-def test_intervals_cover_the_mean_of_correlated_scenes() -> None:
-    generator = np.random.default_rng(1)
-    covered = 0
-    for trial in range(60):
-        offsets = generator.normal(size=40)
-        scenes = np.repeat([f"scene-{number}" for number in range(40)], 10)
-        values = np.repeat(offsets, 10) + 0.1 * generator.normal(size=400)
-        interval = SceneBootstrap(list(scenes), resamples=400, seed=trial).mean(
-            values, np.ones(400, dtype=bool)
-        )
-        covered += interval.low <= 0 <= interval.high
-    assert covered >= 52  # resampling single samples would cover about a third
-
-
-def test_intervals_weigh_scenes_by_what_counts_and_need_two() -> None:
-    bootstrap = SceneBootstrap(["a", "a", "b"])
-    counted = bootstrap.mean([1.0, 3.0, 100.0], [True, True, False])
-    assert (counted.mean, counted.low) == (2.0, None)
-    both = bootstrap.mean([1.0, 3.0, 5.0], [True, True, True])
-    assert both.mean == 3.0
-    assert (both.low, both.high) == (2.0, 5.0)
-    assert bootstrap.mean([1.0, 1.0, 1.0], [False] * 3).mean == 0.0
 
 
 def test_latency_is_split_under_four_headings(stored_bundle: Bundle) -> None:
@@ -127,16 +69,65 @@ def test_latency_is_split_under_four_headings(stored_bundle: Bundle) -> None:
 
 
 def test_failed_plans_are_counted_and_do_not_help(
-    make_drive: Callable, pretend_planner: type, tmp_path: Path
+    make_drive: Callable, pretend_planner: type, evaluated: Callable
 ) -> None:
-    drive = make_drive()
     variants = [
         Variant("full", "full", pretend_planner()),
         Variant("failing", "autoprune", pretend_planner(0.25, fails_on="s1k2"), 0.25),
     ]
-    records = list(plan_samples(drive, variants, PlanLog(tmp_path, KEY), warm_up=0))
-    scored = [score_sample(sample, record) for sample, record in zip(drive.samples, records, strict=True)]
-    failing = summarise(variants, records, scored, CONDITIONS).variants[1]
-    assert failing.failed_plans == 1
-    step = scored[9 + 2].scores["uniad"]["failing"].distance_m
+    found = evaluated(make_drive(), variants)
+    assert found.summary.variants[1].failed_plans == 1
+    step = found.scored[9 + 2].scores["uniad"]["failing"].distance_m
     assert step[5] == pytest.approx(18.0, abs=0.5)
+
+
+def test_a_protocol_that_counts_nothing_says_nothing(
+    make_drive: Callable, pretend_planner: type, evaluated: Callable
+) -> None:
+    drive = make_drive(scenes=2, keyframes=4)
+    summary = evaluated(drive, [Variant("full", "full", pretend_planner())]).summary
+    full = summary.variants[0]
+    assert full.planning["vad"].counted == (0, 0, 0)
+    assert [value.mean for value in full.planning["vad"].l2_m] == [None] * 4
+    assert full.planning["vad"].few
+    assert '"mean":null' in summary.model_dump_json()
+    assert full.planning["uniad"].l2_m[0].mean is not None
+
+
+def test_late_plans_are_scored_beside_those_on_time(
+    make_drive: Callable, pretend_planner: type, evaluated: Callable
+) -> None:
+    variants = [Variant("full", "full", pretend_planner())]
+    at_once = evaluated(make_drive(), variants, latency_ms=0.0).summary.variants[0].planning["uniad"]
+    assert at_once.late is not None
+    assert at_once.late.l2_m == at_once.l2_m and at_once.late.collision == at_once.collision
+    own = evaluated(make_drive(), variants).summary.variants[0].planning["uniad"].late
+    assert own is not None and 40 < own.latency_ms < 42
+    late = evaluated(make_drive(), variants, latency_ms=900.0).summary.variants[0].planning["uniad"].late
+    assert late is not None and late.latency_ms == 900
+    assert late.l2_above_on_time_m.mean == pytest.approx(late.l2_m[-1].mean - at_once.l2_m[-1].mean)
+
+
+def test_samples_are_sorted_by_what_happened(summary: EvaluationSummary) -> None:
+    kinds = {(each.aspect, each.value): each for each in summary.variants[0].scenarios}
+    assert set(kinds) == {
+        ("manoeuvre", "straight"),
+        ("time of day", "day"),
+        ("time of day", "night"),
+        ("weather", "dry"),
+        ("weather", "rain"),
+    }
+    assert kinds["time of day", "night"].scenes == 1
+    whole = summary.variants[0].planning["standard"]
+    assert kinds["manoeuvre", "straight"].counted == 3 * (11 - 6 - 2)
+    nights, days = kinds["time of day", "night"].counted, kinds["time of day", "day"].counted
+    assert nights + days == whole.counted[-1]
+
+
+def test_error_is_put_against_complexity(summary: EvaluationSummary) -> None:
+    full, pruned = summary.variants[0], summary.variants[3]
+    assert full.error_by_complexity is None
+    found = pruned.error_by_complexity
+    assert found is not None
+    assert sum(each.counted for each in found.bins) == pruned.planning["standard"].counted[-1]
+    assert found.rank_correlation.mean is not None and -1 <= found.rank_correlation.mean <= 1

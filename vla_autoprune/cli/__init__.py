@@ -23,6 +23,8 @@ app = typer.Typer(
 _EXTRA_WITH = {
     **dict.fromkeys(("torch", "transformers", "safetensors", "onnx", "onnxscript"), "export"),
     **dict.fromkeys(("nuscenes", "matplotlib", "shapely", "scipy", "yaml", "jinja2"), "eval"),
+    **dict.fromkeys(("rerun", "foxglove"), "viz"),
+    "ray": "ray",
 }
 """What the base package leaves out, and the extra that brings it."""
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 
 from vla_autoprune.cli import app
+from vla_autoprune.cli.evaluation_table import print_evaluation
 from vla_autoprune.cli.options import (
     BACKEND,
     THREADS,
@@ -30,26 +27,58 @@ from vla_autoprune.cli.options import (
     PolicyName,
     comma_list,
     finite,
+    gathered,
+    refuse,
     require_directory,
 )
+from vla_autoprune.errors import InputError
+from vla_autoprune.progress import progress_bar
 
 if TYPE_CHECKING:
-    from eval_nuscenes.summary import EvaluationSummary, Interval, VariantSummary
+    from eval_nuscenes.bundle_run import OpenRun
+    from eval_nuscenes.evaluation import PlanLog, PrunedKind, RunKey, SampleRecord, Variant
+    from eval_nuscenes.nuscenes_reader import NuScenesSplit
+    from eval_nuscenes.predictions import Predictions
+    from vla_autoprune.recipe import PruningRecipe
 
 Item = TypeVar("Item")
 
-TABLE_WIDTH = 130
-"""Columns when the output is no terminal."""
+PROTOCOLS = "standard,uniad,stp3,vad"
+REPLICAS = 2
+
+
+class PlanFrameName(str, Enum):
+    """The frames of `eval_nuscenes.predictions`."""
+
+    EGO = "ego"
+    LIDAR = "lidar"
+
+
+class EgoStateName(str, Enum):
+    """The sources of `eval_nuscenes.nuscenes_reader.EgoStateSource`."""
+
+    AUTO = "auto"
+    CAN_BUS = "can_bus"
+    POSES = "poses"
 
 
 @app.command()
 def evaluate(
-    bundle: Path = typer.Argument(metavar="BUNDLE", help="Directory that vla-autoprune export wrote."),
+    sources: list[Path] = typer.Argument(
+        metavar="BUNDLE|PREDICTIONS…",
+        help="A directory that vla-autoprune export wrote, or files with plans that were made elsewhere.",
+    ),
     data: Path = typer.Option(
         ..., "--data", metavar="ROOT", help="Data set in nuScenes format (its dataroot)."
     ),
     version: str = typer.Option("v1.0-synth", "--version", help="Folder of its tables, such as v1.0-mini."),
     split: str = typer.Option("val", "--split", help="A split of the data set, or all."),
+    protocols: str = typer.Option(
+        PROTOCOLS,
+        "--protocols",
+        metavar="P,P,…",
+        help="Ways to score; the headlines go by the first. An unknown one lists them.",
+    ),
     budgets: str | None = typer.Option(
         None, "--budgets", metavar="B,B,…", help="Budgets to run; all of the recipe's unless given."
     ),
@@ -59,22 +88,46 @@ def evaluate(
         metavar="P,P,…",
         help="Ways to choose tokens at each budget: autoprune, random, uniform, fixed.",
     ),
-    limit: int | None = typer.Option(
-        None, "--limit", min=1, help="This many samples, spread over the split."
+    scenes: str | None = typer.Option(
+        None, "--scenes", metavar="S,S,…", help="Only these scenes of the split, such as scene-0103."
     ),
+    limit: int | None = typer.Option(
+        None, "--limit", min=1, help="This many samples, spread over the scenes."
+    ),
+    frame: PlanFrameName | None = typer.Option(
+        None, "--frame", help="Of predictions whose file does not say: ego (x forward) or lidar (x right)."
+    ),
+    allow_missing: bool = typer.Option(
+        False, "--allow-missing", help="Score predictions that lack samples, and say how many."
+    ),
+    latency_ms: float | None = typer.Option(
+        None, "--latency-ms", min=0, help="Delay for the late figures; each plan's own time unless given."
+    ),
+    record: str | None = typer.Option(
+        None, "--record", metavar="SCENE", help="Also write a scene for Rerun (.rrd) and Foxglove (.mcap)."
+    ),
+    ray: str | None = typer.Option(
+        None, "--ray", metavar="ADDRESS", help="Plan on a Ray cluster; local starts one on this machine."
+    ),
+    replicas: int = typer.Option(REPLICAS, "--replicas", min=1, help="Planners at work on the Ray cluster."),
     out: Path = typer.Option(Path("out/evaluation"), "--out", metavar="DIR", help="Where the results go."),
     command_source: CommandSource = typer.Option(
         CommandSource.ROUTE, "--command-source", help="future is a label leak, for data without routes."
+    ),
+    ego_state: EgoStateName = typer.Option(
+        EgoStateName.AUTO,
+        "--ego-state",
+        help="Speed, acceleration, yaw rate: can_bus, differences of past poses, or auto, the best there is.",
     ),
     backend: BackendName = BACKEND,
     threads: int | None = THREADS,
     warm_up: int = typer.Option(3, "--warm-up", min=0, help="Plans per variant before the first counts."),
 ) -> None:
-    """Score a bundle's plans: unpruned, then AutoPrune and random tokens (or others) at each budget.
+    """Score plans: a bundle's, unpruned and pruned in several ways, or those in predictions files.
 
-    Open-loop L2 and collisions by the protocols of UniAD, ST-P3 and VAD,
-    beside constant velocity and the same model with grey images; visual
-    tokens, work, latency and KV cache, measured side by side on each frame.
+    Open-loop L2 and collisions by protocols of your choice, taken at once
+    and after each plan's latency; visual tokens, work, latency and KV cache,
+    measured side by side on each frame; pruning policies at equal latency.
     Prints a table, writes results.json and report.html to DIR. Interrupt it
     whenever you like: the same command goes on where it stopped.
 
@@ -84,169 +137,294 @@ def evaluate(
 
     Real data: vla-autoprune evaluate out/bundle --data /data/nuscenes --version v1.0-mini --split mini_val
     --command-source future
-    """
-    from engines.backends import open_backend
-    from eval_nuscenes import evaluation, report, summary
-    from eval_nuscenes.nuscenes_reader import NuScenesSplit
-    from vla_autoprune.bundle import load_bundle
-    from vla_autoprune.recipe import published_work_fraction
-    from vla_autoprune.runtime.planner import Planner
 
-    require_directory("--out", out)
-    named = comma_list("--policies", policies, PolicyName, "autoprune,random,uniform,fixed")
-    kinds: list[evaluation.PrunedKind] = [policy.value for policy in named]
-    chosen = None if budgets is None else comma_list("--budgets", budgets, finite, "0.6,0.4,0.25")
+    Plans of another model: vla-autoprune evaluate plan_conv.json --frame lidar --data /data/nuscenes
+    --version v1.0-trainval --command-source future --protocols uniad,stp3
+    """
+    from eval_nuscenes import report, summary
+    from eval_nuscenes.bundle_run import BundleRun, SplitChoice
+    from eval_nuscenes.evaluation import pruned_example
+    from eval_nuscenes.metrics import protocol_named
+    from eval_nuscenes.predictions import read_predictions
+
+    faults: list[str] = []
+    of_files = _are_files(sources, faults)
+    with gathered(faults):
+        require_directory("--out", out)
+    names: list[str] = []
+    with gathered(faults):
+        names = list(dict.fromkeys(comma_list("--protocols", protocols, str, PROTOCOLS)))
+    for name in names:
+        with gathered(faults):
+            protocol_named(name)
+    kinds: list[PrunedKind] = []
+    with gathered(faults):
+        kinds = _policies(policies)
+    chosen: list[float] | None = None
+    with gathered(faults):
+        chosen = None if budgets is None else comma_list("--budgets", budgets, finite, "0.6,0.4,0.25")
+    only: list[str] | None = None
+    with gathered(faults):
+        only = None if scenes is None else comma_list("--scenes", scenes, str, "scene-0103,scene-0916")
+    with gathered(faults):
+        _check_combination(of_files, frame is not None, allow_missing, ray, budgets, policies)
+    if latency_ms is not None:
+        with gathered(faults):
+            _check_latency(latency_ms)
+    if record is not None and only is not None and record not in only:
+        faults.append(f"--record {record} is not among --scenes {scenes}")
+    for module in [*(("rerun", "foxglove") if record else ()), *(("ray",) if ray else ())]:
+        importlib.import_module(module)
+    asked = SplitChoice(
+        root=data,
+        version=version,
+        split=split,
+        command_source=command_source.value,
+        limit=limit,
+        scenes=only,
+        ego_state=ego_state.value,
+        road_edges=any(protocol_named(name).needs_map for name in names if not faults),
+    )
+    read: list[Predictions] = []
+    run: OpenRun | None = None
+    if of_files:
+        for path in sources:
+            with gathered(faults):
+                read.append(read_predictions(path, None if frame is None else frame.value))
+    elif of_files is False:
+        with gathered(faults):
+            run = BundleRun(
+                bundle=sources[0],
+                samples=asked,
+                budgets=None if chosen is None else tuple(chosen),
+                policies=tuple(kinds),
+                backend=backend.value,
+                threads=threads,
+                warm_up=warm_up,
+            ).open()
+    refuse(faults)
+
     console = Console(soft_wrap=True)
-    opened = load_bundle(bundle)
-    recipe = opened.recipe
-    wanted = tuple(sorted(set(chosen or recipe.budgets), reverse=True))
-    for budget in wanted:
-        recipe.buckets_of(budget)
-    samples = NuScenesSplit(data, version, split, command_source.value, limit)
-    samples.check_images(recipe.layout.cameras)
     if command_source is CommandSource.FUTURE:
         console.print(
             "label leak: commands come from the true future; figures are optimistic", style="yellow"
         )
+    samples = asked.open() if run is None else run.split
+    if record is not None and record not in samples.scene_names:
+        raise InputError(
+            f"--record {record}: no such scene in split {split}; it has {', '.join(samples.scene_names)}"
+        )
+    if run is None:
+        planned = _score_files(read, samples, allow_missing, console)
+    else:
+        planned = _plan_bundle(run, out, ray, replicas, warm_up, console)
+    scored, ego_sources = [], Counter[str]()
+    place = {token: index for index, token in enumerate(samples.tokens)}
+    for each in _progress(planned.records, "score", len(planned.records)):
+        sample = samples[place[each.token]]
+        scored.append(
+            summary.score_sample(sample, each, names, latency_ms, samples.description(sample.scene))
+        )
+        ego_sources[sample.ego_source] += 1
+    conditions = summary.Conditions(
+        key=planned.key,
+        source=planned.source,
+        command=shlex.join(["vla-autoprune", *sys.argv[1:]]),
+        data_root=str(data),
+        version=version,
+        split=split,
+        samples=len(planned.records),
+        samples_asked=len(samples),
+        scenes=len({each.scene for each in planned.records}),
+        ego_sources=dict(ego_sources),
+        latency_ms=latency_ms,
+        warm_up=None if run is None else warm_up,
+    )
+    published_work = None if run is None else partial(_published_work, run.recipe)
+    result = summary.summarise(planned.variants, planned.records, scored, conditions, published_work)
+    out.mkdir(parents=True, exist_ok=True)
+    summary.write_summary(out / "results.json", result)
+    example = pruned_example(planned.variants) or planned.variants[0]
+    shown = samples, planned.records, scored
+    cameras = ("CAM_FRONT",) if run is None else run.cameras
+    report.write_report(
+        out / "report.html",
+        result,
+        None if run is None else run.recipe,
+        report.scene_views(*shown, example.name),
+        () if run is None else report.token_views(samples, planned.records, example, cameras),
+        report.worst_views(*shown, example, cameras),
+    )
+    written = [out / "results.json", out / "report.html"]
+    if record is not None:
+        written += _record(record, samples, planned, example, out)
+    if run is not None:
+        run.close()
+    print_evaluation(result)
+    Console(soft_wrap=True).print(f"wrote {', '.join(str(path) for path in written)}", highlight=False)
 
-    engine = open_backend(backend.value, opened, threads=threads)
-    planner = Planner(opened, engine)
-    variants = evaluation.planner_variants(planner.variant, wanted, kinds)
+
+@dataclass(frozen=True)
+class _Planned:
+    """Plans for some samples, wherever they come from."""
+
+    records: Sequence[SampleRecord]
+    variants: Sequence[Variant]
+    key: RunKey
+    source: str
+
+
+def _are_files(sources: Sequence[Path], faults: list[str]) -> bool | None:
+    """Whether predictions files were given, or a bundle; None with a fault."""
+    absent = [str(path) for path in sources if not path.exists()]
+    if absent:
+        faults.append(f"{', '.join(absent)} does not exist; give a bundle's directory or predictions files")
+        return None
+    folders = [path for path in sources if path.is_dir()]
+    if folders and len(sources) > 1:
+        faults.append(
+            f"{folders[0]} is a directory: give one bundle, or predictions files only, not {len(sources)} "
+            "mixed"
+        )
+        return None
+    return not folders
+
+
+def _policies(text: str) -> list[PrunedKind]:
+    named = comma_list("--policies", text, str, "autoprune,random,uniform,fixed")
+    allowed = [policy.value for policy in PolicyName]
+    unknown = [name for name in named if name not in allowed]
+    if unknown:
+        raise InputError(f"--policies: {', '.join(unknown)} is no policy; choose from {', '.join(allowed)}")
+    return [PolicyName(name).value for name in dict.fromkeys(named)]
+
+
+def _check_latency(latency_ms: float) -> None:
+    if not latency_ms < 3000:
+        raise InputError(f"--latency-ms is {latency_ms}; expected less than 3000, the length of a plan")
+
+
+def _check_combination(
+    of_files: bool | None,
+    frame: bool,
+    allow_missing: bool,
+    ray: str | None,
+    budgets: str | None,
+    policies: str,
+) -> None:
+    """Refuse options that the other kind of source has no use for."""
+    if of_files is None:
+        return
+    if of_files:
+        idle = {"--ray": ray is not None, "--budgets": budgets is not None}
+        idle["--policies"] = policies != "autoprune,random"
+        what = "a bundle, not predictions files"
+    else:
+        idle = {"--frame": frame, "--allow-missing": allow_missing}
+        what = "predictions files, not a bundle"
+    given = [option for option, there in idle.items() if there]
+    if given:
+        raise InputError(f"{', '.join(given)} is for {what}")
+
+
+def _plan_bundle(
+    run: OpenRun, out: Path, ray: str | None, replicas: int, warm_up: int, console: Console
+) -> _Planned:
+    from eval_nuscenes import evaluation
+    from eval_nuscenes.ray_runs import RayRun
+
+    samples = run.split
     key = evaluation.RunKey(
-        bundle_id=opened.manifest.bundle_id,
+        planned_by=f"bundle {run.bundle.manifest.bundle_id}",
         data_hash=samples.data_hash,
-        variants=tuple(variant.name for variant in variants),
-        command_source=command_source.value,
+        variants=tuple(variant.name for variant in run.variants),
+        command_source=samples.command_source,
         code=evaluation.code_hash(),
-        machine=f"{evaluation.machine()}; {engine.device}",
+        machine=f"{evaluation.machine()}; {run.device}",
         versions=evaluation.versions(),
     )
-    log = evaluation.PlanLog(out, key)
+    if ray is None:
+        log = evaluation.PlanLog(out, key)
+        _finish(
+            evaluation.plan_samples(samples, run.variants, log, run.cameras, warm_up), samples, log, console
+        )
+    else:
+        with RayRun(ray, replicas, run.run.open, warm_up) as cluster:
+            key = key.model_copy(update={"machine": cluster.machine})
+            log = evaluation.PlanLog(out, key)
+            _finish(cluster.plan(samples, log), samples, log, console)
+    records = [log.records[token] for token in samples.tokens]
+    return _Planned(records, run.variants, key, f"bundle {run.run.bundle}")
+
+
+def _finish(
+    planning: Iterable[SampleRecord], samples: NuScenesSplit, log: PlanLog, console: Console
+) -> None:
     left = [token for token in samples.tokens if token not in log.records]
     if len(left) < len(samples):
         console.print(f"{len(samples) - len(left)} of {len(samples)} samples are done already")
-    run = evaluation.plan_samples(samples, variants, log, recipe.layout.cameras, warm_up)
     try:
-        for _ in _progress(run, f"plan, {len(variants)} variants", len(left)):
+        for _ in _progress(planning, f"plan, {len(log.key.variants)} variants", len(left)):
             pass
     except KeyboardInterrupt:
         done = len(set(samples.tokens) & set(log.records))
         console.print(f"{done} of {len(samples)} samples are kept; the same command goes on", style="yellow")
         raise
 
-    records, scored, ego_sources = [], [], Counter[str]()
-    for sample in _progress(samples, "score", len(samples)):
-        records.append(log.records[sample.token])
-        scored.append(summary.score_sample(sample, records[-1]))
-        ego_sources[sample.ego_source] += 1
-    conditions = summary.Conditions(
-        key=key,
-        command=shlex.join(["vla-autoprune", *sys.argv[1:]]),
-        data_root=str(data),
-        version=version,
-        split=split,
-        samples=len(records),
-        scenes=len({record.scene for record in records}),
-        ego_sources=dict(ego_sources),
-        warm_up=warm_up,
+
+def _score_files(
+    read: Sequence[Predictions], samples: NuScenesSplit, allow_missing: bool, console: Console
+) -> _Planned:
+    from eval_nuscenes import evaluation, predictions
+
+    there = set(predictions.covered(read, samples.tokens, allow_missing))
+    for each in read:
+        console.print(f"{each.path}: {len(each.waypoints)} plans, {each.read_as}, frame {each.frame}")
+    chosen = [samples[index] for index, token in enumerate(samples.tokens) if token in there]
+    records = [
+        predictions.sample_record(sample, read) for sample in _progress(chosen, "read plans", len(chosen))
+    ]
+    for each in read:
+        predictions.check_frame(each, chosen)
+    variants = predictions.prediction_variants(read)
+    digest = hashlib.sha256("".join(each.sha256 for each in read).encode()).hexdigest()
+    key = evaluation.RunKey(
+        planned_by=f"predictions {digest}",
+        data_hash=samples.data_hash,
+        variants=tuple(variant.name for variant in variants),
+        command_source=samples.command_source,
+        code=evaluation.code_hash(),
+        machine=evaluation.machine(),
+        versions=evaluation.versions(),
     )
-    result = summary.summarise(
-        variants,
-        records,
-        scored,
-        conditions,
-        lambda bucket: published_work_fraction(recipe, recipe.bucket(bucket)),
-    )
-    summary.write_summary(out / "results.json", result)
-    pruned = report.pruned_example(variants)
-    assert pruned is not None  # there is at least one budget and one policy
-    report.write_report(
-        out / "report.html",
-        result,
-        recipe,
-        report.scene_views(samples, records, scored, pruned.name),
-        report.token_views(samples, records, pruned, recipe.layout.cameras),
-    )
-    engine.close()
-    _print(result)
-    Console(soft_wrap=True).print(f"wrote {out / 'results.json'} and {out / 'report.html'}", highlight=False)
+    files = ", ".join(f"{each.path.name} ({each.read_as}, frame {each.frame})" for each in read)
+    return _Planned(records, variants, key, f"predictions {files}")
+
+
+def _published_work(recipe: PruningRecipe, bucket: str) -> float:
+    from vla_autoprune.recipe import published_work_fraction
+
+    return published_work_fraction(recipe, recipe.bucket(bucket))
+
+
+def _record(scene: str, samples: NuScenesSplit, planned: _Planned, variant: Variant, out: Path) -> list[Path]:
+    from eval_nuscenes.recording import RecordedSample, write_mcap, write_rerun
+
+    place = {token: index for index, token in enumerate(samples.tokens)}
+    chosen = [samples[place[each.token]] for each in planned.records if each.scene == scene]
+    plans = {each.token: each.plans[variant.name] for each in planned.records}
+    views = [
+        RecordedSample(sample, plans[sample.token], samples.drivable_area(sample))
+        for sample in sorted(chosen, key=lambda sample: sample.stamp_s)
+    ]
+    if not views:
+        raise InputError(f"--record {scene}: --limit or --allow-missing left none of its samples")
+    paths = [out / f"{scene}.rrd", out / f"{scene}.mcap"]
+    for path, write in zip(paths, (write_rerun, write_mcap), strict=True):
+        write(path, _progress(views, f"record {path.name}", len(views)), variant.name)
+    return paths
 
 
 def _progress(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with progress_bar() as progress:
         yield from progress.track(items, description=what, total=total)
-
-
-def _print(result: EvaluationSummary) -> None:
-    from eval_nuscenes.report import headlines
-
-    protocols = list(result.variants[0].planning)
-    conditions = result.conditions
-    table = Table(
-        title=f"{conditions.split}: {conditions.samples} samples of {conditions.scenes} scenes",
-        title_justify="left",
-        header_style="bold",
-        pad_edge=False,
-        show_lines=True,
-    )
-    table.add_column("variant", no_wrap=True)
-    for name in ("tokens", "work", "prefill ms\np50/p90", "total ms\np50/p90", "KV\nMiB"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("protocol", no_wrap=True)
-    table.add_column("L2 m\n1/2/3 s  mean", justify="right", no_wrap=True)
-    table.add_column("collision %\n1/2/3 s  mean", justify="right", no_wrap=True)
-    for variant in result.variants:
-        plannings = [variant.planning[protocol] for protocol in protocols]
-        table.add_row(
-            variant.name,
-            *_cost_cells(variant),
-            "\n".join(protocols),
-            "\n".join(_horizons(planning.l2_m) for planning in plannings),
-            "\n".join(_horizons(planning.collision, 100) for planning in plannings),
-        )
-    console = Console()
-    if console.width < TABLE_WIDTH and not console.is_terminal:
-        console = Console(width=TABLE_WIDTH)
-    console.print(table)
-    console.print(
-        "tokens: mean visual tokens into the layers. work: prefill FLOPs over unpruned. "
-        "uniad reports the step at 1/2/3 s over all samples, "
-        "stp3 and vad the mean of the steps up to there over samples with a whole future.",
-        style="dim",
-    )
-    for variant in result.variants:
-        if variant.failed_plans:
-            console.print(
-                f"{variant.name}: {variant.failed_plans} of {conditions.samples} plans failed and are scored "
-                f"standing still, the first because {variant.first_failure}",
-                style="red",
-                highlight=False,
-            )
-    for sentence in headlines(result):
-        console.print(f"- {sentence}", highlight=False)
-
-
-def _cost_cells(variant: VariantSummary) -> Sequence[str]:
-    cost = variant.cost
-    if cost is None:
-        return ("-",) * 5
-    return (
-        f"{cost.visual_tokens_into_layers:.0f}",
-        f"{cost.work_fraction:.2f}",
-        f"{cost.prefill_ms.p50:.1f}/{cost.prefill_ms.p90:.1f}",
-        f"{cost.total_ms.p50:.1f}/{cost.total_ms.p90:.1f}",
-        f"{cost.kv_mib:.2f}",
-    )
-
-
-def _horizons(values: Sequence[Interval], factor: float = 1.0) -> str:
-    single = "/".join(f"{value.mean * factor:.2f}" for value in values[:3])
-    return f"{single}  {values[3].mean * factor:.2f}"

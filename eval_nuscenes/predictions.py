@@ -1,0 +1,412 @@
+"""Plans that someone else made: our predictions file, and the result files that driving models write.
+
+Nothing is guessed and nothing dropped in silence: what is missing, repeated, not finite or of another horizon
+is listed, and a frame that the file does not name has to be given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from eval_nuscenes.evaluation import ConstantVelocity, PlanRecord, SampleRecord, Variant, plan_record
+from eval_nuscenes.metrics import STEPS
+from eval_nuscenes.nuscenes_reader import Sample
+from vla_autoprune.errors import InputError
+from vla_autoprune.files import first_fault
+from vla_autoprune.frame import WAYPOINT_TIMES_S, FloatArray, Frame
+
+PlanFrame = Literal["ego", "lidar"]
+"""ego: x forward, y left, of the rear axle. lidar: x right, y forward, of the LiDAR. Both at t0, metres."""
+
+FORMAT = "vla_autoprune.predictions/1"
+LISTED = 10
+"""Faults that a refusal shows."""
+TOKEN_KEYS = ("token", "sample_token", "id")
+ANSWER_KEYS = ("waypoints", "trajectory", "planning_traj", "answer", "predict", "prediction")
+STILL_M = 0.3
+"""A shorter step says nothing about the heading."""
+FAR_M = 5.0
+"""Samples that end this far away tell whether the frame is right."""
+
+_PAIR = re.compile(r"[(\[]\s*([-+]?\d+(?:\.\d*)?)\s*,\s*([-+]?\d+(?:\.\d*)?)\s*[)\]]")
+_PICKLES = (".pkl", ".pickle", ".pt", ".pth")
+
+
+class Prediction(BaseModel):
+    """One plan of a predictions file.
+
+    Attributes:
+        waypoints: [6, 2] x, y or (frame ego only) [6, 3] x, y, heading in radians.
+        latency_ms: from the frame to the plan, where it was measured.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    token: str
+    waypoints: list[list[float]]
+    latency_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+class PredictionsFile(BaseModel):
+    """The documented format of `vla-autoprune evaluate`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["vla_autoprune.predictions/1"]
+    frame: PlanFrame
+    times_s: list[float] = list(WAYPOINT_TIMES_S)
+    predictions: list[Prediction]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Checked plans of one file.
+
+    Attributes:
+        read_as: which kind of file it was taken for, in words.
+        sha256: of the file.
+        waypoints: token -> [6, 2 or 3] in `frame`.
+        latency_ms: token -> measured latency; empty where the file has none.
+    """
+
+    path: Path
+    read_as: str
+    frame: PlanFrame
+    sha256: str
+    waypoints: Mapping[str, FloatArray]
+    latency_ms: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return self.path.stem
+
+
+@dataclass
+class _Found:
+    """What a file holds before it is checked."""
+
+    read_as: str
+    frame: PlanFrame | None
+    plans: list[tuple[str, Any]]
+    latency_ms: dict[str, float] = field(default_factory=dict)
+
+
+def read_predictions(path: Path, frame: PlanFrame | None = None) -> Predictions:
+    """Read a result file of any kind that docs/evaluation.md describes.
+
+    Args:
+        path: JSON or JSON lines.
+        frame: of its waypoints; needed where the kind of file does not fix it.
+
+    Returns:
+        All its plans.
+
+    Raises:
+        InputError: it is of no known kind, its frame is unknown or contradicts `frame`, or any of its plans
+            is repeated, not finite, of another horizon, or cannot be read: all are counted, ten are listed.
+    """
+    if path.suffix in _PICKLES:
+        raise InputError(
+            f"{path} is a pickle, which may run code when it is opened; write its plans as JSON, "
+            '{token: [[x, y], … 6 of them]}: docs/evaluation.md shows how for UniAD, VAD and GPT-Driver'
+        )
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"predictions {path} cannot be read: {error.strerror}") from error
+    found = _recognise(path, content)
+    if found.frame is None and frame is None:
+        raise InputError(
+            f"{path} ({found.read_as}) does not say which frame its waypoints are in; give --frame ego "
+            "(x forward, y left) or --frame lidar (x right, y forward)"
+        )
+    if found.frame is not None and frame not in (None, found.frame):
+        raise InputError(f"{path} ({found.read_as}) has its waypoints in frame {found.frame}, not {frame}")
+    chosen: PlanFrame = found.frame or frame or "ego"
+    faults: list[str] = []
+    waypoints: dict[str, FloatArray] = {}
+    for token, plan in found.plans:
+        if token in waypoints:
+            faults.append(f"{token} is there twice")
+            continue
+        waypoints[token], fault = _checked(plan, chosen)
+        if fault:
+            faults.append(f"{token} {fault}")
+    if found.latency_ms and len(found.latency_ms) < len(waypoints):
+        absent = [token for token in waypoints if token not in found.latency_ms]
+        faults += [f"{token} has no latency_ms, others have" for token in absent]
+    refuse(path, faults, "correct them")
+    return Predictions(
+        path, found.read_as, chosen, hashlib.sha256(content).hexdigest(), waypoints, found.latency_ms
+    )
+
+
+def refuse(path: Path, faults: Sequence[str], way_out: str) -> None:
+    """Raise an InputError that counts the faults of a file and lists the first ten, if there are any."""
+    if faults:
+        more = f" … and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
+        count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
+        raise InputError(f"{path}: {count}: {'; '.join(faults[:LISTED])}{more}; {way_out}")
+
+
+def covered(
+    predictions: Sequence[Predictions], tokens: Sequence[str], allow_missing: bool = False
+) -> list[str]:
+    """Samples that every file has a plan for, in the order of `tokens`.
+
+    Raises:
+        InputError: no sample has one, or some lack one and `allow_missing` is off; they are listed.
+    """
+    for each in predictions:
+        missing = [token for token in tokens if token not in each.waypoints]
+        if len(missing) == len(tokens):
+            raise InputError(
+                f"{each.path} has a plan for none of the {len(tokens)} samples; its tokens are like "
+                f"{next(iter(each.waypoints), '(none)')}, the data set's like {tokens[0]}: check --version "
+                "and --split"
+            )
+        if not allow_missing:
+            faults = [f"{token} is missing" for token in missing]
+            refuse(each.path, faults, "complete the file, or score the others with --allow-missing")
+    return [token for token in tokens if all(token in each.waypoints for each in predictions)]
+
+
+def prediction_variants(predictions: Sequence[Predictions]) -> tuple[Variant, ...]:
+    """The rows of an evaluation of result files: one per file, then constant velocity.
+
+    Raises:
+        InputError: two files have the same name.
+    """
+    names = [each.name for each in predictions]
+    if len(set(names)) < len(names):
+        raise InputError(f"predictions files are told apart by name, but two are called the same: {names}")
+    constant = ConstantVelocity()
+    return (
+        *(Variant(name, "predictions", constant) for name in names),
+        Variant("constant velocity", "constant_velocity", constant),
+    )
+
+
+def sample_record(sample: Sample, predictions: Sequence[Predictions]) -> SampleRecord:
+    """The plans for one sample, as an evaluation keeps them: rear-axle waypoints in the ego frame.
+
+    Headings that a file does not have are taken along its path.
+    """
+    plans = {}
+    for each in predictions:
+        latency = each.latency_ms.get(sample.token)
+        plans[each.name] = PlanRecord(
+            waypoints_in_ego=tuple(
+                tuple(float(value) for value in row)
+                for row in _in_ego(each.waypoints[sample.token], each.frame, sample)
+            ),
+            timings_ms={} if latency is None else {"total": latency},
+        )
+    constant = Variant("constant velocity", "constant_velocity", ConstantVelocity())
+    plans[constant.name] = plan_record(constant, Frame({}, sample.ego, sample.command, sample.token))
+    return SampleRecord(token=sample.token, scene=sample.scene, plans=plans)
+
+
+def check_frame(predictions: Predictions, samples: Iterable[Sample]) -> None:
+    """Refuse plans that fit the truth far better in the other frame.
+
+    Raises:
+        InputError: over the samples that end 5 m or more away, the median error at 3 s is less than a quarter
+            in the other frame.
+    """
+    other: PlanFrame = "lidar" if predictions.frame == "ego" else "ego"
+    errors: dict[PlanFrame, list[float]] = {predictions.frame: [], other: []}
+    for sample in samples:
+        truth = sample.truth.waypoints
+        if not sample.truth.complete or float(np.hypot(*truth[-1])) < FAR_M:
+            continue
+        for frame, found in errors.items():
+            plan = predictions.waypoints[sample.token][:, :2]
+            end = sample.lidar_waypoints(_in_ego(plan, frame, sample))[-1]
+            found.append(float(np.hypot(*(end - truth[-1]))))
+    if not errors[other]:
+        return
+    here, there = (float(np.median(errors[frame])) for frame in (predictions.frame, other))
+    if there < here / 4:
+        raise InputError(
+            f"{predictions.path}: in frame {predictions.frame} its plans are {here:.1f} m off after 3 s "
+            f"(median), in frame {other} they would be {there:.1f} m off; the frame is wrong: use --frame "
+            f"{other}, or correct the file"
+        )
+
+
+def headings_along(path: FloatArray) -> FloatArray:
+    """Directions of a path that starts at the origin straight ahead.
+
+    Args:
+        path: [T, 2] x, y in the ego frame.
+
+    Returns:
+        [T] radians, from the point before to the point after each; a stretch of less than 0.3 m keeps the
+        direction of the stretch before.
+    """
+    points = np.vstack([np.zeros(2), path])
+    headings: list[float] = []
+    for index in range(1, len(points)):
+        stretch = points[min(index + 1, len(points) - 1)] - points[index - 1]
+        known = headings[-1] if headings else 0.0
+        headings.append(float(np.arctan2(stretch[1], stretch[0])) if np.hypot(*stretch) > STILL_M else known)
+    return np.unwrap(headings)
+
+
+def _in_ego(waypoints: FloatArray, frame: PlanFrame, sample: Sample) -> FloatArray:
+    """[6, 3] rear-axle x, y, heading from [6, 2 or 3] waypoints."""
+    if frame == "ego":
+        if waypoints.shape[1] == 3:
+            return waypoints
+        return np.column_stack([waypoints, headings_along(waypoints)])
+    mount = sample.ego_from_lidar[:2, 3]
+    yaw = np.arctan2(sample.ego_from_lidar[1, 0], sample.ego_from_lidar[0, 0])
+    rotation = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
+    lidar = waypoints[:, :2] @ rotation.T
+    headings = headings_along(lidar)
+    swing = np.stack(
+        [
+            np.cos(headings) * mount[0] - np.sin(headings) * mount[1],
+            np.sin(headings) * mount[0] + np.cos(headings) * mount[1],
+        ],
+        axis=1,
+    )
+    return np.column_stack([lidar + mount - swing, headings])
+
+
+def _checked(plan: Any, frame: PlanFrame) -> tuple[FloatArray, str]:
+    """A plan as numbers, and what is wrong with it, if anything."""
+    nothing = np.zeros((STEPS, 2))
+    if isinstance(plan, str):
+        pairs = _PAIR.findall(plan)
+        if not pairs:
+            return nothing, f"has no waypoints in its text {plan[:40]!r}"
+        plan = [[float(x), float(y)] for x, y in pairs]
+    try:
+        waypoints = np.array(plan, dtype=np.float64)
+    except (TypeError, ValueError):
+        return nothing, f"is no list of waypoints but {str(plan)[:40]!r}"
+    while waypoints.ndim > 2 and waypoints.shape[0] == 1:
+        waypoints = waypoints[0]
+    columns = (2, 3) if frame == "ego" else (2,)
+    if waypoints.ndim != 2 or waypoints.shape[1] not in columns:
+        allowed = " or ".join(f"[{STEPS}, {number}]" for number in columns)
+        return nothing, f"has shape {list(waypoints.shape)}, allowed in frame {frame}: {allowed}"
+    if len(waypoints) != STEPS:
+        return nothing, f"has {len(waypoints)} waypoints, needed: {STEPS}, at 0.5 … 3.0 s"
+    if not np.isfinite(waypoints).all():
+        return nothing, f"is not finite at step {int(np.flatnonzero(~np.isfinite(waypoints).all(axis=1))[0])}"
+    return waypoints, ""
+
+
+def _recognise(path: Path, content: bytes) -> _Found:
+    repeated: list[tuple[str, Any]] = []
+
+    def pairs(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+        kept = dict(entries)
+        if len(kept) < len(entries):
+            seen: set[str] = set()
+            for key, value in entries:
+                if key in seen:
+                    repeated.append((key, value))
+                seen.add(key)
+        return kept
+
+    try:
+        text = content.decode()
+        try:
+            document = json.loads(text, object_pairs_hook=pairs)
+        except json.JSONDecodeError:
+            lines = [line for line in text.splitlines() if line.strip()]
+            document = [json.loads(line, object_pairs_hook=pairs) for line in lines]
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"{path} is neither JSON nor JSON lines ({error}); it is truncated or edited"
+        ) from error
+    if isinstance(document, dict) and "format" in document:
+        return _own(path, document)
+    for read in (_vad, _answers, _token_map):
+        found = read(document)
+        if found is not None:
+            found.plans += [(_token(key), value) for key, value in repeated]
+            return found
+    raise InputError(
+        f"{path} is no predictions file; expected format {FORMAT!r}, an object from sample token to "
+        f"waypoints, VAD's plan_results, or a list or lines of objects with one of {', '.join(TOKEN_KEYS)} "
+        f"and one of {', '.join(ANSWER_KEYS)}"
+    )
+
+
+def _own(path: Path, document: dict[str, Any]) -> _Found:
+    try:
+        file = PredictionsFile.model_validate(document)
+    except ValidationError as error:
+        raise InputError(f"{path}: {first_fault(error)}") from error
+    if len(file.times_s) != STEPS or not np.allclose(file.times_s, WAYPOINT_TIMES_S):
+        raise InputError(
+            f"{path}: times_s is {file.times_s}; the protocols score {list(WAYPOINT_TIMES_S)}: resample the "
+            "plans"
+        )
+    plans = [(entry.token, entry.waypoints) for entry in file.predictions]
+    latencies = {
+        entry.token: entry.latency_ms for entry in file.predictions if entry.latency_ms is not None
+    }
+    return _Found(FORMAT, file.frame, list(plans), latencies)
+
+
+def _vad(document: Any) -> _Found | None:
+    """VAD's plan_results: per token, steps between waypoints for each of three commands, and the command."""
+    if not isinstance(document, dict) or not isinstance(document.get("plan_results"), dict):
+        return None
+    plans = []
+    for token, entry in document["plan_results"].items():
+        plan: Any = entry
+        if isinstance(entry, (list, tuple)) and len(entry) == 2:
+            steps, command = np.array(entry[0], dtype=object), np.ravel(np.array(entry[1], dtype=object))
+            if steps.ndim == 3 and len(steps) == len(command) and list(command).count(1) == 1:
+                plan = np.cumsum(steps.astype(np.float64)[list(command).index(1)], axis=0)
+        plans.append((_token(token), plan))
+    return _Found("VAD's plan_results", "lidar", plans)
+
+
+def _answers(document: Any) -> _Found | None:
+    """Lists or lines with a token and waypoints, as numbers or in the words of a language model."""
+    if not isinstance(document, list) or not document:
+        return None
+    plans = []
+    for entry in document:
+        if not isinstance(entry, dict):
+            return None
+        token = next((entry[key] for key in TOKEN_KEYS if key in entry), None)
+        answer = next((entry[key] for key in ANSWER_KEYS if key in entry), None)
+        if token is None or answer is None:
+            return None
+        while isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], (str, list)):
+            answer = answer[0]
+        plans.append((_token(token), answer))
+    return _Found("token and answer", None, plans)
+
+
+def _token_map(document: Any) -> _Found | None:
+    if not isinstance(document, dict) or not document:
+        return None
+    if not all(isinstance(plan, (list, str)) for plan in document.values()):
+        return None
+    return _Found("token to waypoints", None, [(_token(token), plan) for token, plan in document.items()])
+
+
+def _token(name: object) -> str:
+    return str(name).removesuffix("_trajectory")
+
+

@@ -1,0 +1,109 @@
+"""What `vla-autoprune evaluate` prints: coverage, a table, and what may be said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from eval_nuscenes.bootstrap import Interval
+    from eval_nuscenes.summary import EvaluationSummary, Planning, VariantSummary
+
+TABLE_WIDTH = 150
+"""Columns when the output is no terminal."""
+_COSTS = ("tokens", "work", "prefill ms\np50/p90", "total ms\np50/p90", "KV\nMiB")
+
+
+def print_evaluation(result: EvaluationSummary) -> None:
+    """Print a finished evaluation; its first line says what it covers."""
+    from eval_nuscenes.headlines import headlines
+
+    conditions = result.conditions
+    timed = any(variant.cost is not None for variant in result.variants)
+    table = Table(
+        title=f"{conditions.split}: {conditions.coverage}",
+        title_justify="left",
+        header_style="bold",
+        pad_edge=False,
+        show_lines=True,
+    )
+    table.add_column("variant", no_wrap=True)
+    for name in _COSTS if timed else ():
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("protocol", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    table.add_column("L2 m\n1/2/3 s  mean → late", justify="right", no_wrap=True)
+    table.add_column("collision %\n1/2/3 s  mean → late", justify="right", no_wrap=True)
+    for variant in result.variants:
+        plannings = [variant.planning[protocol] for protocol in result.protocols]
+        table.add_row(
+            variant.name,
+            *(_cost_cells(variant) if timed else ()),
+            "\n".join(result.protocols),
+            "\n".join(_counts(planning) for planning in plannings),
+            "\n".join(_horizons(each.l2_m, each.late.l2_m if each.late else None) for each in plannings),
+            "\n".join(
+                _horizons(each.collision, each.late.collision if each.late else None, 100)
+                for each in plannings
+            ),
+        )
+    console = Console()
+    if console.width < TABLE_WIDTH and not console.is_terminal:
+        console = Console(width=TABLE_WIDTH)
+    console.print(table)
+    legend = (
+        "n: samples that the protocol divides by; – where there is none. late: the mean if each plan is "
+        "carried out only after its latency."
+    )
+    if timed:
+        legend = f"tokens: mean visual tokens into the layers. work: prefill FLOPs over unpruned. {legend}"
+    console.print(legend, style="dim")
+    for protocol in result.protocols:
+        edges = [
+            f"{variant.name} {_horizons(found, None, 100)}"
+            for variant in result.variants
+            if (found := variant.planning[protocol].intersection) is not None
+        ]
+        if edges:
+            said = f"{protocol}, road edges % at 1/2/3 s and mean: {'; '.join(edges)}"
+            console.print(said, highlight=False)
+    for variant in result.variants:
+        if variant.failed_plans:
+            console.print(
+                f"{variant.name}: {variant.failed_plans} of {conditions.samples} plans failed and are scored "
+                f"standing still, the first because {variant.first_failure}",
+                style="red",
+                highlight=False,
+            )
+    for sentence in headlines(result):
+        console.print(f"- {sentence}", highlight=False)
+
+
+def _cost_cells(variant: VariantSummary) -> Sequence[str]:
+    cost = variant.cost
+    if cost is None:
+        return ("–",) * len(_COSTS)
+    return (
+        f"{cost.visual_tokens_into_layers:.0f}",
+        f"{cost.work_fraction:.2f}",
+        f"{cost.prefill_ms.p50:.1f}/{cost.prefill_ms.p90:.1f}",
+        f"{cost.total_ms.p50:.1f}/{cost.total_ms.p90:.1f}",
+        f"{cost.kv_mib:.2f}",
+    )
+
+
+def _counts(planning: Planning) -> str:
+    return "/".join(str(count) for count in dict.fromkeys(planning.counted))
+
+
+def _horizons(values: Sequence[Interval], late: Sequence[Interval] | None, factor: float = 1.0) -> str:
+    single = "/".join(_number(value, factor) for value in values[:-1])
+    arrow = "" if late is None else f" → {_number(late[-1], factor)}"
+    return f"{single}  {_number(values[-1], factor)}{arrow}"
+
+
+def _number(value: Interval, factor: float = 1.0) -> str:
+    return "–" if value.mean is None else f"{value.mean * factor:.2f}"
