@@ -76,6 +76,7 @@ from vla_autoprune.cli import (  # noqa: E402, F401
     demo,
     evaluate,
     export,
+    inspect,
     lint,
     navsim,
     predict,
