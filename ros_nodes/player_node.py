@@ -45,7 +45,8 @@ PARAMETERS = (
     Parameter("loop", False, "Begin again at the end; the clock then jumps back."),
     Parameter("clock_rate_hz", 50.0, "Clock messages per second.", 1.0, 1000.0),
     Parameter("odometry_rate_hz", 20.0, "Odometry messages per second of the drive.", 2.0, 200.0),
-    Parameter("wait_for_subscribers_s", 30.0, "Longest wait for a subscriber of CAM_FRONT.", 0.0, 3600.0),
+    Parameter("subscribers", 1, "Subscribers of CAM_FRONT to wait for.", 0, 100),
+    Parameter("wait_for_subscribers_s", 30.0, "Longest wait for them.", 0.0, 3600.0),
     Parameter(
         "lockstep_timeout_s",
         0.0,
@@ -103,7 +104,7 @@ class NuScenesPlayer(Node):
         self._timer = self.create_timer(
             1.0 / self._settings["clock_rate_hz"], self._tick, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
-        self.get_logger().info(f"{len(self._split)} keyframes; waits for a subscriber of {ANCHOR}")
+        self.get_logger().info(f"{len(self._split)} keyframes; waits for subscribers of {ANCHOR}")
 
     def finish(self) -> None:
         """Say how much was played."""
@@ -180,12 +181,13 @@ class NuScenesPlayer(Node):
     def _wait(self, steady_s: float) -> None:
         """Before the start the clock stands at the first moment."""
         self._publish_clock(self._from_ns)
-        heard = self.count_subscribers(self._camera_out[ANCHOR].topic_name) > 0
+        there = self.count_subscribers(self._camera_out[ANCHOR].topic_name)
+        heard = there >= self._settings["subscribers"]
         if heard and self._waits_until_s - steady_s > SETTLE_S:
             self._waits_until_s = steady_s + SETTLE_S
         if steady_s >= self._waits_until_s:
             if not heard:
-                self.get_logger().warning(f"nobody listens to {ANCHOR}; plays anyway")
+                self.get_logger().warning(f"{ANCHOR} has {there} subscribers; plays anyway")
             self._playing = True
 
     def _on_plan(self, message: PathMessage) -> None:

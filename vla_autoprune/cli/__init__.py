@@ -25,6 +25,7 @@ _EXTRA_WITH = {
     **dict.fromkeys(("nuscenes", "matplotlib", "shapely", "scipy", "yaml", "jinja2"), "eval"),
     **dict.fromkeys(("rerun", "foxglove"), "viz"),
     "ray": "ray",
+    "rosbags": "record",
 }
 """What the base package leaves out, and the extra that brings it."""
 
@@ -81,6 +82,7 @@ from vla_autoprune.cli import (  # noqa: E402, F401
     navsim,
     predict,
     recipe,
+    replay,
     synth,
     train,
     verify,

@@ -1,0 +1,168 @@
+"""A recorded drive planned again, plan by plan; knows no ROS and needs none.
+
+Messages are read in the order they came. When a plan's status comes up, all that the planner knew has passed
+by: its images, odometry, acceleration and command. The frame is put together anew and planned in the recorded
+bucket.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ros_nodes import topics
+from ros_nodes.camera_images import ImageData, image_of
+from ros_nodes.ego_motion import AccelerationSource, EgoMotion
+from ros_nodes.messages import odometry_sample, stamp_ns_of, trajectory_of
+from ros_nodes.motion import Trajectory
+from vla_autoprune.errors import InputError, VlaError
+from vla_autoprune.frame import Command, Frame, Plan
+
+PlanInBucket = Callable[[Frame, str], Plan]
+
+IMAGES_KEPT = 40
+"""Per camera: four seconds at 10 Hz."""
+MOST_POSES = 1000
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A recorded plan beside its repetition.
+
+    Attributes:
+        difference_m: largest distance between waypoints due at the same time; None if it was not repeated.
+        recorded_ms: planning time the planner stated.
+        replayed_ms: planning time now.
+        problem: why it was not repeated.
+    """
+
+    stamp_ns: int
+    bucket: str
+    recorded_ms: float
+    difference_m: float | None = None
+    replayed_ms: float | None = None
+    problem: str = ""
+
+
+@dataclass
+class _Known:
+    """What the planner had heard up to a message."""
+
+    ego: EgoMotion
+    images: dict[str, deque[tuple[int, ImageData]]]
+    command: Command | None = None
+    paths: dict[int, Trajectory] = field(default_factory=dict)
+
+
+def replay(
+    recording: Path,
+    cameras: tuple[str, ...],
+    plan: PlanInBucket,
+    acceleration_source: AccelerationSource = "odometry",
+    sync_tolerance_ms: float = 50.0,
+    odometry_max_age_ms: float = 200.0,
+) -> Iterator[Replayed]:
+    """Plan again what was planned while a recording was made.
+
+    Args:
+        recording: rosbag2 directory, MCAP or SQLite, of `recorder` or of rosbag2.
+        cameras: those the bundle wants.
+        plan: plans a frame in a named bucket.
+        acceleration_source: the planner's parameter when it was recorded.
+        sync_tolerance_ms: the planner's parameter when it was recorded.
+        odometry_max_age_ms: the planner's parameter when it was recorded.
+
+    Yields:
+        Each recorded plan, in order.
+
+    Raises:
+        InputError: there is no recording, or it holds no plans with their status.
+    """
+    known = _Known(
+        EgoMotion(odometry_max_age_ms, acceleration_source),
+        {camera: deque(maxlen=IMAGES_KEPT) for camera in cameras},
+    )
+    suffixes = {topics.camera_topic(camera, raw): camera for camera in cameras for raw in (False, True)}
+    found = False
+    for topic, message in _messages(recording):
+        camera = next((suffixes[suffix] for suffix in suffixes if topic.endswith("/" + suffix)), None)
+        if camera is not None:
+            data = ImageData(message.data)
+            if not hasattr(message, "format"):
+                data = ImageData(message.data, message.encoding, message.width, message.height, message.step)
+            known.images[camera].append((stamp_ns_of(message.header.stamp), data))
+        elif topic.endswith("/" + topics.PLANNER_STATUS):
+            values = {item.key: item.value for status in message.status for item in status.values}
+            stamp_ns = stamp_ns_of(message.header.stamp)
+            recorded = known.paths.pop(stamp_ns, None)
+            if recorded is not None and values.get("bucket"):
+                found = True
+                yield _repeat(known, recorded, values, plan, round(sync_tolerance_ms * 1e6))
+        else:
+            _learn(known, topic, message)
+    if not found:
+        raise InputError(
+            f"{recording} holds no plan with its status; record {topics.PLANNER_PATH} and "
+            f"{topics.PLANNER_STATUS}"
+        )
+
+
+def _learn(known: _Known, topic: str, message: Any) -> None:
+    if topic.endswith("/" + topics.ODOMETRY):
+        known.ego.add(odometry_sample(message))
+    elif topic.endswith("/" + topics.ACCELERATION):
+        known.ego.add_acceleration(stamp_ns_of(message.header.stamp), message.accel.accel.linear.x)
+    elif topic.endswith("/" + topics.COMMAND) and message.data in [command.value for command in Command]:
+        known.command = Command(message.data)
+    elif topic.endswith("/" + topics.PLANNER_PATH):
+        path = trajectory_of(message, MOST_POSES)
+        known.paths[path.stamp_ns] = path
+
+
+def _repeat(
+    known: _Known, recorded: Trajectory, values: dict[str, str], plan: PlanInBucket, tolerance_ns: int
+) -> Replayed:
+    result = Replayed(recorded.stamp_ns, values["bucket"], float(values.get("total_ms", "nan")))
+    try:
+        if values.get("filled"):
+            raise InputError(f"its {values['filled']} had no image of its own")
+        if known.command is None:
+            raise InputError("no command was recorded before it")
+        images = {}
+        for camera, kept in known.images.items():
+            near = min(kept, key=lambda entry: abs(entry[0] - recorded.stamp_ns), default=None)
+            if near is None or abs(near[0] - recorded.stamp_ns) > tolerance_ns:
+                raise InputError(f"no image of {camera} was recorded for it")
+            images[camera] = image_of(camera, near[1])
+        ego = known.ego.at(recorded.stamp_ns)
+        again = plan(Frame(images, ego, known.command, stamp_s=recorded.stamp_ns / 1e9), result.bucket)
+    except VlaError as error:
+        return Replayed(result.stamp_ns, result.bucket, result.recorded_ms, problem=str(error))
+    apart = np.full(1, np.inf)
+    if len(again.waypoints_in_ego) == len(recorded.poses):
+        apart = np.hypot(*(again.waypoints_in_ego[:, :2] - recorded.poses[:, :2]).T)
+    return Replayed(
+        result.stamp_ns, result.bucket, result.recorded_ms, float(apart.max()), again.timings_ms["total"]
+    )
+
+
+def _messages(recording: Path) -> Iterator[tuple[str, Any]]:
+    """Topic and content of each message, in the order they came."""
+    from rosbags.highlevel import AnyReader, AnyReaderError
+    from rosbags.typesys import Stores, get_typestore
+
+    if not (recording / "metadata.yaml").is_file():
+        raise InputError(
+            f"{recording} holds no metadata.yaml; give a directory that recorder or rosbag2 finished"
+        )
+    try:
+        with AnyReader([recording], default_typestore=get_typestore(Stores.LATEST)) as reader:
+            for connection, _, content in reader.messages():
+                yield connection.topic, reader.deserialize(content, connection.msgtype)
+    except AnyReaderError as error:
+        raise InputError(f"{recording} cannot be read: {error}; record it anew") from error
