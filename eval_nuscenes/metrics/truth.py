@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 STEPS = 6
-STEP_S = 0.5
 
 VEHICLES = frozenset(
     {

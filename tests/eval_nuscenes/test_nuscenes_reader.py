@@ -153,18 +153,6 @@ def test_missing_images_are_counted_before_a_run(real_root: Path, real_samples: 
         dataclasses.replace(split[0], cameras=without_back).frame(("CAM_BACK",))
 
 
-@pytest.fixture(scope="module")
-def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from eval_nuscenes.nuscenes_writer import dataset_options, write_dataset
-
-    root = tmp_path_factory.mktemp("synthetic") / "data"
-    options = dataset_options(
-        scenes=2, duration_s=5.0, width=160, height=90, val_fraction=1.0, calibration_fraction=0.0
-    )
-    write_dataset(root, options, workers=1)
-    return root
-
-
 @pytest.fixture
 def editable_root(synthetic_root: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(synthetic_root, tmp_path / "data"))

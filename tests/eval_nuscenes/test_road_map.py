@@ -20,31 +20,19 @@ pytest.importorskip("nuscenes")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from eval_nuscenes.nuscenes_writer import dataset_options, write_dataset
-
-    root = tmp_path_factory.mktemp("mapped") / "data"
-    options = dataset_options(
-        scenes=2, duration_s=5.0, width=64, height=36, val_fraction=1.0, calibration_fraction=0.0
-    )
-    write_dataset(root, options, workers=1)
-    return root
+def samples(synthetic_root: Path) -> list[Sample]:
+    return list(NuScenesSplit(synthetic_root, "v1.0-synth", "val", road_edges=True))
 
 
 @pytest.fixture(scope="module")
-def samples(world: Path) -> list[Sample]:
-    return list(NuScenesSplit(world, "v1.0-synth", "val", road_edges=True))
+def road(synthetic_root: Path, samples: list[Sample]) -> RoadMap:
+    return RoadMap(synthetic_root, samples[0].location)
 
 
-@pytest.fixture(scope="module")
-def road(world: Path, samples: list[Sample]) -> RoadMap:
-    return RoadMap(world, samples[0].location)
-
-
-def test_polygons_are_those_of_the_devkit(world: Path, road: RoadMap, samples: list[Sample]) -> None:
+def test_polygons_are_those_of_the_devkit(synthetic_root: Path, road: RoadMap, samples: list[Sample]) -> None:
     from nuscenes.map_expansion.map_api import NuScenesMap
 
-    devkit = NuScenesMap(dataroot=str(world), map_name=samples[0].location)
+    devkit = NuScenesMap(dataroot=str(synthetic_root), map_name=samples[0].location)
     for layer in ("lane", "lane_connector", "road_segment", "ped_crossing", "walkway"):
         records = {record["token"]: record["polygon_token"] for record in getattr(devkit, layer)}
         assert len(road.shapes(layer)) == len(records) > 0
@@ -108,8 +96,8 @@ def test_edges_lie_on_the_rim_of_the_road(road: RoadMap, samples: list[Sample]) 
         assert shapely.distance(rim, shapely.points(edge)).max() < 1e-6
 
 
-def test_without_a_map_only_protocols_that_need_one_are_refused(world: Path, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(world, tmp_path / "data"))
+def test_without_a_map_only_protocols_that_need_one_are_refused(synthetic_root: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(synthetic_root, tmp_path / "data"))
     split = NuScenesSplit(root, "v1.0-synth", "val")
     path = map_path(root, split[0].location)
     path.unlink()
