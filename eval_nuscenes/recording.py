@@ -6,6 +6,7 @@ camera images as stored, ego pose, road users, drivable area, true path, plan, a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,15 @@ from vla_autoprune.frame import FloatArray
 ROAD_USER_HEIGHT_M = 1.6
 """The metrics need no heights, so the reader drops them; boxes are drawn this high."""
 _EGO_HEIGHT_M = 1.5
+_COSTS = (
+    "complexity_bits",
+    "latency_ms",
+    "prefill_ms",
+    "speed_mps",
+    "visual_tokens_into_layers",
+    "error_at_3_s_m",
+)
+_COST_SCHEMA = {"type": "object", "properties": {name: {"type": "number"} for name in _COSTS}}
 
 
 @dataclass(frozen=True)
@@ -65,19 +75,21 @@ class RecordedSample:
 
     @property
     def scalars(self) -> dict[str, float]:
-        """What the plan cost and how good it was, by name and unit."""
-        values: dict[str, float | None] = {
-            "complexity_bits": self.plan.complexity,
-            "latency_ms": self.plan.timings_ms.get("total"),
-            "prefill_ms": self.plan.timings_ms.get("prefill"),
-            "speed_mps": self.sample.ego.speed_mps,
-        }
-        if self.plan.visual_tokens_into_layers:
-            values["visual_tokens_into_layers"] = float(np.mean(self.plan.visual_tokens_into_layers))
+        """What the plan cost and how good it was, by name and unit; what is not known is left out."""
+        tokens, error = self.plan.visual_tokens_into_layers, None
         if self.sample.future_exists.all():
             planned = np.array(self.plan.waypoints_in_ego)[-1, :2]
-            values["error_at_3_s_m"] = float(np.hypot(*(planned - self.sample.future_in_ego[-1, :2])))
-        return {name: float(value) for name, value in values.items() if value is not None}
+            error = np.hypot(*(planned - self.sample.future_in_ego[-1, :2]))
+        values = (
+            self.plan.complexity,
+            self.plan.timings_ms.get("total"),
+            self.plan.timings_ms.get("prefill"),
+            self.sample.ego.speed_mps,
+            np.mean(tokens) if tokens else None,
+            error,
+        )
+        known = zip(_COSTS, values, strict=True)
+        return {name: float(value) for name, value in known if value is not None}
 
 
 def write_rerun(path: Path, views: Iterable[RecordedSample], variant: str) -> None:
@@ -186,7 +198,13 @@ class _Channels:
     def log(self, topic: str, message: Any, nanoseconds: int) -> None:
         if topic not in self._open:
             if isinstance(message, dict):
-                channel = self._foxglove.Channel(topic, context=self._context)
+                definition = json.dumps(_COST_SCHEMA).encode()
+                schema = self._foxglove.Schema(
+                    name="vla_autoprune.PlanCost", encoding="jsonschema", data=definition
+                )
+                channel = self._foxglove.Channel(
+                    topic, schema=schema, message_encoding="json", context=self._context
+                )
             else:
                 kind = getattr(self._foxglove.channels, f"{type(message).__name__}Channel")
                 channel = kind(topic, context=self._context)
