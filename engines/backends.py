@@ -20,9 +20,8 @@ _PACKAGES = {
     "onnxruntime": "pip install onnxruntime",
     "torch": "pip install 'vla_autoprune[export]'",
     "onnx": "pip install 'vla_autoprune[export]'",
-    "tensorrt": "on a Jetson it comes with JetPack, elsewhere pip install 'vla_autoprune[tensorrt]'",
-    "cuda": "pip install 'vla_autoprune[tensorrt]'",
 }
+"""TensorRT's own module says how to get TensorRT."""
 
 
 def open_backend(name: Name, bundle: Bundle, *, threads: int | None = None) -> Backend:
@@ -49,6 +48,10 @@ def open_backend(name: Name, bundle: Bundle, *, threads: int | None = None) -> B
             from engines.torch_graphs import TorchBackend
 
             return TorchBackend(bundle, threads=threads, device="cuda" if name == "torch-cuda" else "cpu")
+        if name == "tensorrt":
+            from engines.tensorrt.backend import TensorRtBackend
+
+            return TensorRtBackend(bundle)
         if name == "tensorrt":
             from engines.tensorrt.backend import TensorRtBackend
 

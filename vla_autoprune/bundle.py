@@ -246,7 +246,11 @@ def load_bundle(folder: Path) -> Bundle:
 
 def _check_listed(folder: Path, manifest: Manifest) -> None:
     """What loading reads is in the manifest, hence checked; nothing else passes for a part of the bundle."""
-    listed = {entry.path for entry in manifest.files}
+    listed: set[str] = set()
+    for entry in manifest.files:
+        if entry.path in listed:
+            raise BundleError(f"{folder / MANIFEST} lists {entry.path} twice; {_ANEW}")
+        listed.add(entry.path)
     for name in (RECIPE, WEIGHTS, EMBEDDING, ROTARY, *(graph.file for graph in manifest.graphs)):
         if name not in listed:
             raise BundleError(f"{folder / MANIFEST} does not list {name}, which a bundle needs; {_ANEW}")

@@ -22,6 +22,12 @@ def test_an_unknown_name_lists_those_there_are(stored_bundle):
         open_backend("best", stored_bundle)
 
 
+def test_tensorrt_that_is_absent_says_how_to_get_it(stored_bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(BackendError, match="TensorRT cannot be imported"):
+        open_backend("tensorrt", stored_bundle)
+
+
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_an_absent_provider_says_how_to_get_it(stored_bundle, provider):
     if len(onnxruntime.get_available_providers()) > 2:

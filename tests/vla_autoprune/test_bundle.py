@@ -54,6 +54,57 @@ def test_files_of_two_bundles_do_not_mix(folder):
         load_bundle(folder)
 
 
+@pytest.mark.parametrize(
+    "name", ["weights.data", "rotary.npy", "stage_01.onnx", "manifest.json", "recipe.json"]
+)
+def test_no_file_of_another_bundle_passes(folder, stored_bundle, tmp_path, name):
+    """The other bundle is whole, of the same recipe's shapes and file sizes; only its weights differ."""
+    other = shutil.copytree(stored_bundle.path, tmp_path / "other")
+    weights = np.fromfile(other / "weights.data", dtype=np.float32)
+    (weights[::-1].copy()).tofile(other / "weights.data")
+    np.save(other / "rotary.npy", np.load(other / "rotary.npy")[::-1])
+    graph = bytearray((other / "stage_01.onnx").read_bytes())
+    graph[-1] ^= 1
+    (other / "stage_01.onnx").write_bytes(graph)
+    recipe = (other / "recipe.json").read_text()
+    (other / "recipe.json").write_text(recipe.replace('"tiny"', '"tinu"'))
+    reseal(other)
+    assert load_bundle(other).manifest.bundle_id != stored_bundle.manifest.bundle_id
+    shutil.copy(other / name, folder / name)
+    assert "belongs to another bundle" in refusal(folder)
+
+
+def test_an_array_of_python_objects_is_refused(folder):
+    """What numpy would have to unpickle is never read, even where the manifest fits it."""
+    np.save(folder / "embedding.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    reseal(folder)
+    assert "embedding.npy is not an array file" in refusal(folder)
+
+
+def test_a_file_that_is_listed_twice_is_named(folder):
+    reseal(folder, lambda content: content["files"].append(content["files"][0]))
+    assert "lists actions.json twice" in refusal(folder)
+
+
+def test_a_bundle_without_a_version_is_refused(folder):
+    edit_manifest(folder, lambda content: content.pop("bundle_version"))
+    with pytest.raises(BundleError, match="bundle_version is None, this library reads 1; export the"):
+        load_bundle(folder)
+
+
+def test_the_id_covers_weights_recipe_and_options(stored_bundle):
+    manifest = stored_bundle.manifest
+    ids = {manifest.bundle_id}
+    for change in (
+        {"weights_sha256": "0" * 64},
+        {"recipe_sha256": "0" * 64},
+        {"options": manifest.options.model_copy(update={"opset": 18})},
+        {"files": manifest.files[1:]},
+    ):
+        ids.add(manifest.model_copy(update=change).computed_id())
+    assert len(ids) == 5
+
+
 def test_a_missing_file_is_named(folder):
     (folder / "head.onnx").unlink()
     with pytest.raises(BundleError, match=r"head\.onnx is missing"):
