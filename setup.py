@@ -20,7 +20,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=[f"{top}{rest}" for top in TOP_LEVEL for rest in ("", ".*")]),
-    package_data={NAME: ["py.typed", "models/shipped/*"], "engines": ["parser_operators.json"]},
+    package_data={
+        NAME: ["py.typed", "models/shipped/*"],
+        "engines": ["parser_operators.json"],
+        "eval_nuscenes.navsim": ["devkit_config/agent/*.yaml"],
+    },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
