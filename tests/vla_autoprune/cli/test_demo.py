@@ -47,7 +47,7 @@ def test_the_main_job_runs_and_names_its_report(repository: Path, tmp_path: Path
 
     first = run()
     report = tmp_path / first.split("report: ")[-1].strip()
-    assert report.read_text().startswith("<!DOCTYPE html>")
+    assert report.read_text().lower().startswith("<!doctype html>")
     results = json.loads((report.parent / "results.json").read_text())
     assert results["conditions"]["samples"] == 2
     plan = json.loads((tmp_path / "demo" / "predict" / "waypoints.json").read_text())
