@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -37,3 +39,39 @@ def api_walk() -> ModuleType:
 @pytest.fixture(scope="session")
 def describe_bindings() -> ModuleType:
     return beside("describe_bindings")
+
+
+@pytest.fixture(scope="session")
+def doubles() -> ModuleType:
+    return beside("doubles")
+
+
+@pytest.fixture
+def bundle(stored_bundle, tmp_path):
+    """A copy of the stored bundle: engines are written into it."""
+    folder = shutil.copytree(stored_bundle.path, tmp_path / "bundle")
+    return dataclasses.replace(stored_bundle, path=folder)
+
+
+@pytest.fixture
+def make_double(doubles, api_walk, monkeypatch):
+    """Installs doubles of TensorRT and CUDA for a bundle, of any described version."""
+
+    def make(bundle, tensorrt="tensorrt-10.3.0", cuda="cuda-12.6.2.post1", **gpu):
+        device = doubles.Gpu(descriptions("cuda")[cuda], api_walk.mismatch, **gpu)
+        double = doubles.TensorRt(descriptions("tensorrt")[tensorrt], api_walk.mismatch, device, bundle)
+        double.install(monkeypatch)
+        return double
+
+    return make
+
+
+@pytest.fixture
+def built(bundle, make_double):
+    """A bundle whose engines the double has built."""
+    from engines.tensorrt.build import build_engines
+    from engines.tensorrt.engine_files import BuildOptions
+
+    double = make_double(bundle)
+    build_engines(bundle, BuildOptions())
+    return double

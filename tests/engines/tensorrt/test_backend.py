@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+from engines.onnxruntime import OnnxRuntimeBackend
+from engines.tensorrt.backend import TensorRtBackend
+from vla_autoprune.errors import BackendError, PlanError
+from vla_autoprune.frame import CAMERAS, Command, EgoState, Frame
+from vla_autoprune.runtime.planner import Planner
+
+
+def frame(seed: int) -> Frame:
+    generator = np.random.default_rng(seed)
+    images = {name: generator.integers(0, 255, (90, 160, 3), dtype=np.uint8) for name in CAMERAS}
+    return Frame(images, EgoState(7.0 + seed, -0.4, 0.02), Command.STRAIGHT, token=f"frame-{seed}")
+
+
+@pytest.fixture
+def planner(bundle, built):
+    return Planner(bundle, TensorRtBackend(bundle), budget=0.4)
+
+
+@pytest.fixture(scope="module")
+def reference(stored_bundle):
+    return Planner(stored_bundle, OnnxRuntimeBackend(stored_bundle, threads=1), budget=0.4)
+
+
+@pytest.mark.parametrize("budget,policy", [(0.4, "autoprune"), (None, "autoprune"), (0.4, "random")])
+def test_captured_programs_plan_what_onnxruntime_plans(planner, reference, budget, policy):
+    ours, theirs = planner.variant(budget, policy), reference.variant(budget, policy)
+    for seed in range(3):
+        plan, expected = ours.plan(frame(seed)), theirs.plan(frame(seed))
+        assert plan.bucket == expected.bucket and plan.text == expected.text
+        assert plan.complexity == pytest.approx(expected.complexity, abs=1e-5)
+        assert np.allclose(plan.waypoints_in_ego, expected.waypoints_in_ego)
+        for kept, wanted in zip(plan.kept_visual, expected.kept_visual, strict=True):
+            assert np.array_equal(kept, wanted)
+        assert set(plan.timings_ms) == set(expected.timings_ms)
+
+
+@pytest.mark.parametrize(
+    "tensorrt,cuda", [("tensorrt-10.13.3.9", "cuda-13.0.2"), ("tensorrt-11.4.0.106", "cuda-13.5.0")]
+)
+def test_newer_versions_plan_the_same(bundle, make_double, reference, tensorrt, cuda):
+    from engines.tensorrt.build import build_engines
+    from engines.tensorrt.engine_files import BuildOptions
+
+    double = make_double(bundle, tensorrt, cuda)
+    build_engines(bundle, BuildOptions())
+    plan = Planner(bundle, TensorRtBackend(bundle), budget=0.4).plan(frame(0))
+    assert plan.text == reference.plan(frame(0)).text and double.gpu.launches
+
+
+def test_a_frame_launches_one_graph_per_program_and_allocates_nothing(planner, built):
+    planner.plan(frame(0))
+    calls, before = built.gpu.calls, built.gpu.launches
+    calls.clear()
+    built.calls.clear()
+    planner.plan(frame(1))
+    names = [name for name, _, _ in calls]
+    # Vision, up to the complexity, the rest of the prefill, its logits; then one per further token.
+    assert built.gpu.launches - before == 4 + planner.codec.length - 1
+    assert not {"cudaMalloc", "cudaHostAlloc", "cudaStreamBeginCapture", "cudaGraphInstantiate"} & set(names)
+    assert not built.calls, "between frames only graphs are launched"
+    stages = len(planner.recipe.stages)
+    # Beside the graphs: the row whose logits are wanted, and every token's keys and values, once per stage.
+    assert names.count("cudaMemcpy2DAsync") == 1 + stages * (planner.codec.length - 1)
+
+
+def test_only_the_complexity_is_waited_for_in_a_prefill(planner, built):
+    planner.plan(frame(0))
+    pipeline, calls = planner.pipeline, built.gpu.calls
+    ids = planner.prompt.build(frame(0).ego, frame(0).command)
+    seen = []
+
+    def choose(complexity):
+        seen.append(len(calls))
+        return planner.recipe.bucket("full")
+
+    from vla_autoprune.runtime.pipeline import Timings
+
+    calls.clear()
+    pipeline.prefill(ids, len(ids), choose, Timings())
+    names = [name for name, _, _ in calls]
+    until_logits = names[seen[0] :][: names[seen[0] :].index("cudaStreamSynchronize")]
+    assert until_logits == ["cudaGraphLaunch", "cudaMemcpy2DAsync", "cudaGraphLaunch"]
+
+
+def test_memory_is_that_of_the_largest_bucket_and_does_not_grow(bundle, built):
+    planner = Planner(bundle, TensorRtBackend(bundle), budget=None)
+    used = built.gpu.used
+    pinned = len(built.gpu.pinned)
+    for index, bucket in enumerate([*planner.recipe.buckets, *planner.recipe.buckets]):
+        planner.plan_in_bucket(frame(index), bucket.name)
+    assert (built.gpu.used, len(built.gpu.pinned)) == (used, pinned)
+    scratch = 4096
+    wiring = planner.pipeline._wiring.memory()
+    sizes = {"float32": 4, "int64": 8}
+    assert used == scratch + sum(count * sizes[dtype] for count, dtype in wiring.values())
+    assert planner.backend.buffer_bytes == used
+
+
+def test_without_capture_the_same_calls_are_queued_every_time(bundle, built, reference):
+    planner = Planner(bundle, TensorRtBackend(bundle, cuda_graphs=False), budget=0.4)
+    assert planner.plan(frame(2)).text == reference.plan(frame(2)).text
+    assert not built.gpu.launches
+
+
+def test_a_nan_from_a_stage_is_an_error_and_the_next_frame_plans(planner):
+    from vla_autoprune.runtime.pipeline import Timings
+
+    good = planner.plan(frame(0))
+    pipeline = planner.pipeline
+    pipeline.pixels[:] = np.nan
+    pipeline.encode(Timings())
+    ids = planner.prompt.build(frame(0).ego, frame(0).command)
+    with pytest.raises(PlanError, match="not finite"):
+        pipeline.prefill(ids, len(ids), lambda _: planner.recipe.buckets[0], Timings())
+    assert planner.plan(frame(0)).text == good.text
+
+
+def test_closing_gives_everything_back(bundle, built):
+    planner = Planner(bundle, TensorRtBackend(bundle), budget=0.4)
+    planner.plan(frame(0))
+    planner.backend.close()
+    assert not built.gpu.blocks and not built.gpu.pinned
+
+
+def record_of(bundle, name: str):
+    return bundle.path / "engines" / "tensorrt-double-sm87" / f"{name}.json"
+
+
+@pytest.mark.parametrize(
+    "field,value,message",
+    [
+        ("bundle_id", "a" * 64, r"built for bundle aaaaaaaaaaaa, here it is [0-9a-f]{12}; build engines"),
+        ("tensorrt_version", "10.9.0", r"built for TensorRT 10\.9\.0, here it is 10\.3\.0; build engines"),
+        ("gpu", "Orin", "built for GPU Orin, here it is Double; build engines on this machine with: vla"),
+        ("compute_capability", "8.9", r"built for compute capability 8\.9, here it is 8\.7"),
+        ("profiles", ["prefill"], "built for recipe's variants prefill, here it is .*full/decode"),
+        ("engine_version", 2, "engine_version is 2, this library reads 1; build engines"),
+        ("bytes", 12, "longer than it should be: .* its record says 12; build engines"),
+        ("sha256", "0" * 64, "is not the engine its record describes"),
+        ("bytes", "many", r"bytes: .*got 'many'; build engines"),
+    ],
+)
+def test_an_engine_that_does_not_fit_is_refused_with_both_values(bundle, built, field, value, message):
+    path = record_of(bundle, "stage_01")
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(BackendError, match=message) as caught:
+        TensorRtBackend(bundle)
+    assert "\n" not in str(caught.value) and "vla-autoprune build" in str(caught.value)
+
+
+def test_compatible_engines_may_come_from_elsewhere(bundle, built):
+    for name in bundle.graphs:
+        path = record_of(bundle, name)
+        content = json.loads(path.read_text())
+        content |= {"gpu": "Orin", "compute_capability": "8.6", "tensorrt_version": "10.1.0"}
+        content["options"] |= {"version_compatible": True, "hardware_compatible": True}
+        path.write_text(json.dumps(content))
+    TensorRtBackend(bundle)
+    content["tensorrt_version"] = "10.8.0"
+    path.write_text(json.dumps(content))
+    with pytest.raises(BackendError, match=r"built for TensorRT 10\.8\.0, here it is 10\.3\.0"):
+        TensorRtBackend(bundle)
+
+
+def test_a_truncated_engine_is_named(bundle, built):
+    path = record_of(bundle, "stage_02").with_suffix(".engine")
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(BackendError, match=r"stage_02.engine is truncated: \d+ bytes, its record says \d+"):
+        TensorRtBackend(bundle)
+
+
+def test_missing_engines_name_the_command(bundle, make_double):
+    make_double(bundle)
+    with pytest.raises(BackendError, match=r"no engine has been built here; build engines on this machine"):
+        TensorRtBackend(bundle)
+
+
+def test_an_engine_tensorrt_cannot_load_is_named_with_the_free_memory(bundle, built, monkeypatch):
+    monkeypatch.setattr(built.trt.Runtime, "deserialize_cuda_engine", lambda *given: None)
+    with pytest.raises(BackendError, match=r"vision.engine \(.*, \d+ of 1024 MiB .* free\) cannot be load"):
+        TensorRtBackend(bundle)
+
+
+def test_a_profile_of_other_shapes_is_named(bundle, built):
+    path = record_of(bundle, "stage_01").with_suffix(".engine")
+    plan = json.loads(path.read_bytes())
+    plan["profiles"][1]["hidden"][1] += 1
+    content = json.dumps(plan).encode()
+    path.write_bytes(content)
+    from engines.tensorrt.engine_files import digest
+
+    record = json.loads(record_of(bundle, "stage_01").read_text())
+    record |= {"bytes": len(content), "sha256": digest(content)}
+    record_of(bundle, "stage_01").write_text(json.dumps(record))
+    with pytest.raises(BackendError, match=r"profile 1 \(.*/prefill\) takes hidden of .*, the recipe pins"):
+        TensorRtBackend(bundle)
+
+
+def test_too_little_device_memory_is_named_with_the_figures(bundle, make_double):
+    from engines.tensorrt.build import build_engines
+    from engines.tensorrt.engine_files import BuildOptions
+
+    double = make_double(bundle, memory=200_000)
+    build_engines(bundle, BuildOptions())
+    figures = r"allocating \d+\.\d MiB \(0 of 0 MiB were free, .* holds \d+\.\d MiB"
+    with pytest.raises(BackendError, match=figures):
+        Planner(bundle, TensorRtBackend(bundle), budget=0.4)
+    assert double.gpu.used <= 200_000
+
+
+def test_a_program_may_not_write_from_ordinary_memory(bundle, built):
+    backend = TensorRtBackend(bundle)
+    buffer = backend.allocate(4, "float32")
+    values = np.ones(4, dtype=np.float32)
+    with pytest.raises(BackendError, match="may only write from memory that the backend's host"):
+        backend.program([("write", lambda: backend.write(buffer, values))])
+    backend.write(buffer, values)
+    backend.fetch(buffer)
+    assert np.array_equal(backend.read(buffer), values)
+
+
+def test_rows_that_do_not_fit_are_refused(bundle, built):
+    backend = TensorRtBackend(bundle)
+    source, target = (backend.view(backend.allocate(24, "float32"), (2, 3, 4)) for _ in range(2))
+    with pytest.raises(BackendError, match=r"3 rows from row 1 of \[2, 3, 4\] do not fit"):
+        backend.move_rows(source, 1, target, 0, 3)
