@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from eval_nuscenes.evaluation import machine
 from eval_nuscenes.metrics import PROTOCOLS, OpenLoopTruth, TrackedBox, Waypoints, protocol_named
@@ -93,7 +93,7 @@ def main() -> int:
 
     generator = np.random.default_rng(options.seed)
     samples = [sample(generator) for _ in track(range(options.samples), "make up samples")]
-    table = Table("protocol", "CPU s", "wall s", "ms per sample", "colliding samples")
+    table = Table(Column("protocol", no_wrap=True), "CPU s", "wall s", "ms per sample", "colliding samples")
     total_cpu = total_wall = 0.0
     for protocol in protocols:
         started, started_cpu, collided = time.perf_counter(), time.process_time(), 0
