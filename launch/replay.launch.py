@@ -46,7 +46,7 @@ def start(context):
     return [
         *bringup.environment(),
         *bringup.guard(),
-        *bringup.planner(),
+        *bringup.planner(acceleration_source="topic"),
         *bringup.recorder(),
         *bringup.views(),
         goes_down_with(monitor, "open_loop_monitor", may_end=[played]),

@@ -82,9 +82,9 @@ class Bringup:
             return []
         return [SetEnvironmentVariable(variable, str(self.config / "fastdds_shared_memory.xml"))]
 
-    def planner(self) -> Entities:
-        """vla_planner, configured and activated."""
-        given: dict[str, Any] = {"bundle": str(Path(self.values["bundle"]).absolute())}
+    def planner(self, **fixed: Any) -> Entities:
+        """vla_planner, configured and activated, with parameters that the launch file fixes."""
+        given = {"bundle": str(Path(self.values["bundle"]).absolute()), **fixed}
         for name in ("deadline_ms", "budget"):
             if self.values[name]:
                 given[name] = _number(name, self.values[name])

@@ -322,6 +322,7 @@ class VlaPlanner(LifecycleNode):
             return
         stamp_ns = messages.stamp_ns_of(message.header.stamp)
         verdict = inputs.synchroniser.add(camera, stamp_ns, messages.image_data(message), arrived_s)
+        self._count("images")
         if verdict != "kept":
             self._count(f"{camera} {verdict}")
         if camera == inputs.synchroniser.anchor and verdict in ("kept", "clock went back"):
@@ -398,10 +399,12 @@ class VlaPlanner(LifecycleNode):
                 raise InputError(
                     "no command has arrived; publish left, straight or right, or set initial_command"
                 )
+            begin_s = time.monotonic()
             images = inputs.images.of(job.frame, job.travelled_m)
+            images_ms = 1e3 * (time.monotonic() - begin_s)
             frame = Frame(images.images, job.ego, job.command, stamp_s=job.frame.stamp_ns / 1e9)
             plan = self._plan_in_time(configured, frame, job)
-            self._publish(job, images, plan)
+            self._publish(job, images, plan, images_ms)
         except VlaError as error:
             self._refuse(job, str(error))
         except Exception as error:
@@ -418,7 +421,7 @@ class VlaPlanner(LifecycleNode):
         latencies.observe(plan)
         return plan
 
-    def _publish(self, job: _Job, images: FrameImages, plan: Plan) -> None:
+    def _publish(self, job: _Job, images: FrameImages, plan: Plan, images_ms: float) -> None:
         configured = self._need_configured()
         settings, stamp_ns = configured.settings, job.frame.stamp_ns
         if self._rival_names:
@@ -455,6 +458,7 @@ class VlaPlanner(LifecycleNode):
             "filled": "; ".join(images.filled),
             "stamp_to_publish_ms": took_ms,
             "age_at_publish_ms": age_ms,
+            "images_ms": images_ms,
             "remaining_ms": settings["deadline_ms"] - took_ms,
             "slowdown": configured.latencies.slowdown,
             **{f"{step}_ms": ms for step, ms in plan.timings_ms.items()},
