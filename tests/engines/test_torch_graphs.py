@@ -31,12 +31,10 @@ def random_inputs(graph, variant: str) -> dict[str, np.ndarray]:
         rows = shapes.get("hidden", (1, 1))[1]
         if tensor.name == "past_length":
             value = np.array([shapes["past_k_" + min(n[7:] for n in shapes if n[:7] == "past_k_")][2] - 1])
-        elif tensor.name == "other_rows":
-            value = np.arange(shape[0])
         elif tensor.name == "visual_rows":
+            value = np.arange(shape[0])
+        elif tensor.name in ("text_rows", "other_rows"):  # text comes last and sees all
             value = np.arange(rows - shape[0], rows)
-        elif tensor.name == "text_rows":
-            value = np.minimum(np.arange(shape[0]), rows - 1)
         elif tensor.name in ("camera", "floors"):
             value = generator.integers(0, 3, shape)
         elif tensor.name.endswith(("score", "weight")):
