@@ -508,6 +508,12 @@ class NuScenesSplit:
         if scene not in self._can_bus:
             path = self._can_bus_path(scene)
             messages = read_json(path) if path.is_file() else []
+            for number, message in enumerate(messages):
+                if not _is_pose_message(message):
+                    raise InputError(
+                        f"{path}: entry {number} is no pose message; expected utime (microseconds) and vel, "
+                        "accel, rotation_rate of three numbers each"
+                    )
             self._can_bus[scene] = sorted(messages, key=lambda message: message["utime"])
         return self._can_bus[scene]
 
@@ -569,6 +575,14 @@ def _scenes_of(root: Path, split: str, available: tuple[str, ...]) -> tuple[str,
             f"split {split} has no scene in this data set; these have: {', '.join([*usable, 'all'])}"
         )
     return tuple(present[split])
+
+
+def _is_pose_message(message: Any) -> bool:
+    try:
+        values = [*message["vel"], *message["accel"], *message["rotation_rate"], message["utime"]]
+        return len(values) == 10 and bool(np.isfinite(values).all())
+    except (KeyError, TypeError):
+        return False
 
 
 def _latest(messages: list[Record], stamp: float) -> Record | None:

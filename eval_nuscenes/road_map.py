@@ -193,16 +193,27 @@ class RoadMap:
         import shapely
 
         if name not in self._layers:
-            shapes = []
-            for record in self._records[name]:
-                tokens = record["polygon_tokens"] if name == "drivable_area" else [record["polygon_token"]]
-                for token in tokens:
-                    exterior, *holes = (self._nodes[ring] for ring in self._rings[token])
-                    if len(exterior):
-                        shapes.append(Shape(record["token"], shapely.Polygon(exterior, holes)))
+            shapes = [shape for record in self._records[name] for shape in self._shapes_of(record, name)]
             tree = shapely.STRtree([shape.polygon for shape in shapes])
             self._layers[name] = _Layer(tuple(shapes), tree)
         return self._layers[name]
+
+    def _shapes_of(self, record: Record, layer: Layer) -> list[Shape]:
+        import shapely
+
+        shapes = []
+        try:
+            tokens = record["polygon_tokens"] if layer == "drivable_area" else [record["polygon_token"]]
+            for token in tokens:
+                exterior, *holes = (self._nodes[ring] for ring in self._rings[token])
+                if len(exterior):
+                    shapes.append(Shape(record["token"], shapely.Polygon(exterior, holes)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{self.path}: {layer} {record.get('token')} is no polygon "
+                f"({type(error).__name__}: {error}); {_HOW_TO_GET}"
+            ) from error
+        return shapes
 
 
 def map_path(root: Path, location: str) -> Path:

@@ -320,6 +320,34 @@ def test_the_source_of_the_ego_state_is_chosen(editable_root: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "message", [{"utime": 1}, {"utime": 1, "vel": [0, 0], "accel": [0] * 3, "rotation_rate": [0] * 3}, 7]
+)
+def test_a_bad_pose_message_is_named(editable_root: Path, message: object) -> None:
+    split = NuScenesSplit(editable_root, "v1.0-synth", "val")
+    path = editable_root / "can_bus" / f"{split[0].scene}_pose.json"
+    path.write_text(json.dumps([message]))
+    with pytest.raises(InputError, match=rf"{path.name}: entry 0 is no pose message; expected utime"):
+        NuScenesSplit(editable_root, "v1.0-synth", "val")[0]
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (np.zeros((5, 3)), r"\[6, 3\] x, y, heading at 0.5 … 3.0 s, not \[5, 3\]"),
+        (np.zeros((6, 2)), r"not \[6, 2\]"),
+        (np.where(np.eye(6, 3), np.nan, 0.0), "waypoint 0 of the plan is .*waypoints must be finite"),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["uniad", "bevplanner"])
+def test_a_plan_of_another_shape_or_not_finite_is_refused(
+    synthetic_root: Path, plan: np.ndarray, message: str, protocol: str
+) -> None:
+    sample = NuScenesSplit(synthetic_root, "v1.0-synth", "val", road_edges=True, limit=1)[0]
+    with pytest.raises(InputError, match=message):
+        sample.scorer(PROTOCOLS[protocol])(plan)
+
+
 def test_a_cut_image_is_named(editable_root: Path) -> None:
     split = NuScenesSplit(editable_root, "v1.0-synth", "val")
     path = split[1].cameras["CAM_BACK"].path

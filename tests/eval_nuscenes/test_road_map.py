@@ -129,3 +129,16 @@ def test_a_damaged_map_is_named(
     copy.write_text(copy.read_text()[:1000])
     with pytest.raises(InputError, match="is no map expansion"):
         RoadMap(tmp_path, "boston-seaport")
+
+
+def test_a_damaged_polygon_is_named(road: RoadMap, tmp_path: Path) -> None:
+    content = json.loads(road.path.read_text())
+    broken = content["lane"][0]
+    polygon = next(each for each in content["polygon"] if each["token"] == broken["polygon_token"])
+    polygon["exterior_node_tokens"] = polygon["exterior_node_tokens"][:2]
+    copy = map_path(tmp_path, "boston-seaport")
+    copy.parent.mkdir(parents=True)
+    copy.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"{copy.name}: lane {broken['token']} is no polygon"):
+        RoadMap(tmp_path, "boston-seaport").shapes("lane")
+    assert RoadMap(tmp_path, "boston-seaport").shapes("walkway")
