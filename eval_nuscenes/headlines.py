@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from eval_nuscenes.bootstrap import Interval
 from eval_nuscenes.comparison import LatencyComparison
+from eval_nuscenes.evaluation import PRUNED
 from eval_nuscenes.summary import EvaluationSummary, Planning, VariantSummary
 
 REFERENCES = ("blanked", "constant_velocity")
@@ -35,7 +36,10 @@ def headlines(summary: EvaluationSummary) -> list[str]:
             continue
         above = _difference(variant.planning[protocol].l2_above_reference_m, summary.reference)
         said.append(f"{variant.name}: L2 {above}{_saved(variant, reference)}.")
-    said += [comparison_sentence(each) for each in summary.comparisons if each.protocol == protocol]
+    compared = [each for each in summary.comparisons if each.protocol == protocol]
+    said += [comparison_sentence(each) for each in compared]
+    if not compared and len({row.kind for row in summary.variants if row.kind in PRUNED}) > 1:
+        said.append("The policies' latencies do not overlap, so they cannot be compared at equal latency.")
     if reference.kind == "full" and reference.cost is not None:
         total = reference.cost.total_ms.p50
         without = total - reference.cost.prefill_ms.p50
@@ -57,7 +61,7 @@ def comparison_sentence(comparison: LatencyComparison) -> str:
     """Two policies at one latency, with no more than the interval allows."""
     return (
         f"At {comparison.latency_ms:.1f} ms per plan, {comparison.variant} against {comparison.against}: "
-        f"{verdict(comparison.l2_m)}"
+        f"L2 {verdict(comparison.l2_m)}."
     )
 
 

@@ -10,9 +10,9 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from eval_nuscenes.bootstrap import Interval
-    from eval_nuscenes.summary import EvaluationSummary, Planning, VariantSummary
+    from eval_nuscenes.summary import Cost, EvaluationSummary, Planning
 
-TABLE_WIDTH = 150
+TABLE_WIDTH = 106
 """Columns when the output is no terminal."""
 _COSTS = ("tokens", "work", "prefill ms\np50/p90", "total ms\np50/p90", "KV\nMiB")
 
@@ -22,45 +22,21 @@ def print_evaluation(result: EvaluationSummary) -> None:
     from eval_nuscenes.headlines import headlines
 
     conditions = result.conditions
-    timed = any(variant.cost is not None for variant in result.variants)
-    table = Table(
-        title=f"{conditions.split}: {conditions.coverage}",
-        title_justify="left",
-        header_style="bold",
-        pad_edge=False,
-        show_lines=True,
-    )
-    table.add_column("variant", no_wrap=True)
-    for name in _COSTS if timed else ():
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("protocol", no_wrap=True)
-    table.add_column("n", justify="right", no_wrap=True)
-    table.add_column("L2 m\n1/2/3 s  mean → late", justify="right", no_wrap=True)
-    table.add_column("collision %\n1/2/3 s  mean → late", justify="right", no_wrap=True)
-    for variant in result.variants:
-        plannings = [variant.planning[protocol] for protocol in result.protocols]
-        table.add_row(
-            variant.name,
-            *(_cost_cells(variant) if timed else ()),
-            "\n".join(result.protocols),
-            "\n".join(_counts(planning) for planning in plannings),
-            "\n".join(_horizons(each.l2_m, each.late.l2_m if each.late else None) for each in plannings),
-            "\n".join(
-                _horizons(each.collision, each.late.collision if each.late else None, 100)
-                for each in plannings
-            ),
-        )
     console = Console()
     if console.width < TABLE_WIDTH and not console.is_terminal:
         console = Console(width=TABLE_WIDTH)
-    console.print(table)
-    legend = (
+    console.print(f"{conditions.split}: {conditions.coverage}", style="bold", highlight=False)
+    console.print(_planning_table(result))
+    console.print(
         "n: samples that the protocol divides by; – where there is none. late: the mean if each plan is "
-        "carried out only after its latency."
+        "carried out only after its latency.",
+        style="dim",
     )
-    if timed:
-        legend = f"tokens: mean visual tokens into the layers. work: prefill FLOPs over unpruned. {legend}"
-    console.print(legend, style="dim")
+    if any(variant.cost is not None for variant in result.variants):
+        console.print(_cost_table(result))
+        console.print(
+            "tokens: mean visual tokens into the layers. work: prefill FLOPs over unpruned.", style="dim"
+        )
     for protocol in result.protocols:
         edges = [
             f"{variant.name} {_horizons(found, None, 100)}"
@@ -82,10 +58,40 @@ def print_evaluation(result: EvaluationSummary) -> None:
         console.print(f"- {sentence}", highlight=False)
 
 
-def _cost_cells(variant: VariantSummary) -> Sequence[str]:
-    cost = variant.cost
-    if cost is None:
-        return ("–",) * len(_COSTS)
+def _planning_table(result: EvaluationSummary) -> Table:
+    table = Table(header_style="bold", pad_edge=False, show_lines=True)
+    table.add_column("variant", no_wrap=True)
+    table.add_column("protocol", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    table.add_column("L2 m\n1/2/3 s  mean → late", justify="right", no_wrap=True)
+    table.add_column("collision %\n1/2/3 s  mean → late", justify="right", no_wrap=True)
+    for variant in result.variants:
+        plannings = [variant.planning[protocol] for protocol in result.protocols]
+        table.add_row(
+            variant.name,
+            "\n".join(result.protocols),
+            "\n".join(_counts(planning) for planning in plannings),
+            "\n".join(_horizons(each.l2_m, each.late.l2_m if each.late else None) for each in plannings),
+            "\n".join(
+                _horizons(each.collision, each.late.collision if each.late else None, 100)
+                for each in plannings
+            ),
+        )
+    return table
+
+
+def _cost_table(result: EvaluationSummary) -> Table:
+    table = Table(header_style="bold", pad_edge=False)
+    table.add_column("variant", no_wrap=True)
+    for name in _COSTS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for variant in result.variants:
+        if variant.cost is not None:
+            table.add_row(variant.name, *_cost_cells(variant.cost))
+    return table
+
+
+def _cost_cells(cost: Cost) -> Sequence[str]:
     return (
         f"{cost.visual_tokens_into_layers:.0f}",
         f"{cost.work_fraction:.2f}",
