@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -46,6 +47,53 @@ def stored_bundle():
     from vla_autoprune.bundle import load_bundle
 
     return load_bundle(REPOSITORY / "tests" / "data" / "tiny_bundle")
+
+
+@pytest.fixture(scope="session")
+def recorded(stored_bundle, tmp_path_factory):
+    """`stored_bundle` with a sample of what ONNX Runtime itself answers, in place of an original model."""
+    import numpy as np
+
+    from engines.onnxruntime import OnnxRuntimeBackend
+    from engines.verify import Answer, Sample, feature_rows, text_rows, write_sample
+    from vla_autoprune.bundle import load_bundle, write_manifest
+    from vla_autoprune.runtime.pipeline import Pipeline, Timings
+
+    folder = shutil.copytree(stored_bundle.path, tmp_path_factory.mktemp("verify") / "bundle")
+    recipe = stored_bundle.recipe
+    pipeline = Pipeline(stored_bundle, OnnxRuntimeBackend(stored_bundle, threads=1))
+    pixels = np.random.default_rng(0).normal(size=pipeline.pixels.shape).astype(np.float32)
+    ids = np.full(recipe.layout.length, 20)
+    answers = {}
+    for bucket in recipe.buckets:
+        hidden, scores = [], []
+
+        def inspect(stage, read, hidden=hidden, scores=scores):
+            hidden.append(read("hidden_out")[0].copy())
+            if stage < len(recipe.pruning_points):
+                scores.append(read("score").copy())
+
+        pipeline.pixels[:] = pixels
+        pipeline.encode(Timings())
+        run = pipeline.prefill(ids, len(ids), lambda _, b=bucket: b, Timings(), inspect=inspect)
+        kept, logits = run.kept_visual, [run.logits.copy()]
+        for _ in range(2):
+            logits.append(pipeline.decode(int(logits[-1].argmax()), Timings()).copy())
+        answers[bucket.name] = Answer(
+            tokens=np.stack(logits).argmax(axis=1),
+            logits=np.stack(logits),
+            kept=kept,
+            scores=tuple(scores),
+            hidden=tuple(
+                rows[text_rows(recipe.layout, k, len(ids))] for rows, k in zip(hidden, kept, strict=True)
+            ),
+        )
+    features = feature_rows(pipeline.features()[0][0]).copy()
+    (folder / "samples").mkdir()
+    sample = Sample(pixels, ids, len(ids), run.complexity, features, answers)
+    write_sample(folder / "samples" / "sample_00.npz", sample)
+    write_manifest(folder, recipe, list(stored_bundle.graphs.values()), stored_bundle.manifest.options)
+    return load_bundle(folder)
 
 
 @pytest.fixture(scope="session")

@@ -73,6 +73,8 @@ def _refuse(why: str) -> None:
 
 # Each module registers its commands on `app` when it is imported.
 from vla_autoprune.cli import (  # noqa: E402, F401
+    accept,
+    build,
     calibrate,
     demo,
     evaluate,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -233,3 +234,24 @@ def test_rows_that_do_not_fit_are_refused(bundle, built):
     source, target = (backend.view(backend.allocate(24, "float32"), (2, 3, 4)) for _ in range(2))
     with pytest.raises(BackendError, match=r"3 rows from row 1 of \[2, 3, 4\] do not fit"):
         backend.move_rows(source, 1, target, 0, 3)
+
+
+def test_the_acceptance_command_builds_verifies_and_measures(recorded, make_double, tmp_path):
+    from typer.testing import CliRunner
+
+    from vla_autoprune.bundle import load_bundle
+    from vla_autoprune.cli import app
+
+    folder = shutil.copytree(recorded.path, tmp_path / "bundle")
+    double = make_double(load_bundle(folder))
+    out = tmp_path / "result.json"
+    run = CliRunner().invoke(
+        app, ["accept", str(folder), "--frames", "10", "--out", str(out)], catch_exceptions=False
+    )
+    assert run.exit_code == 0, run.output
+    result = json.loads(out.read_text())
+    assert len(result["checks"]) == 5
+    assert result["device"] == "Double (compute capability 8.7), TensorRT 10.3.0"
+    assert [engine["graph"] for engine in result["engines"]] == list(recorded.graphs)
+    assert result["times"]["full"]["steps_ms"]["stage_01"] == 0.5, "measured by the device's clock"
+    assert double.gpu.launches > 100 and not double.gpu.blocks

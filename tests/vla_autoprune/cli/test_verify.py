@@ -9,50 +9,8 @@ from typer.testing import CliRunner
 
 pytest.importorskip("onnxruntime")
 
-from vla_autoprune.bundle import load_bundle, write_manifest
+from vla_autoprune.bundle import write_manifest
 from vla_autoprune.cli import app
-
-
-@pytest.fixture(scope="module")
-def recorded(stored_bundle, tmp_path_factory):
-    """A copy whose sample holds what ONNX Runtime itself answers, in place of an original model."""
-    from engines.onnxruntime import OnnxRuntimeBackend
-    from engines.verify import Answer, Sample, feature_rows, text_rows, write_sample
-    from vla_autoprune.runtime.pipeline import Pipeline, Timings
-
-    folder = shutil.copytree(stored_bundle.path, tmp_path_factory.mktemp("verify") / "bundle")
-    recipe = stored_bundle.recipe
-    pipeline = Pipeline(stored_bundle, OnnxRuntimeBackend(stored_bundle, threads=1))
-    pixels = np.random.default_rng(0).normal(size=pipeline.pixels.shape).astype(np.float32)
-    ids = np.full(recipe.layout.length, 20)
-    answers = {}
-    for bucket in recipe.buckets:
-        hidden, scores = [], []
-
-        def inspect(stage, read, hidden=hidden, scores=scores):
-            hidden.append(read("hidden_out")[0].copy())
-            if stage < len(recipe.pruning_points):
-                scores.append(read("score").copy())
-
-        pipeline.pixels[:] = pixels
-        pipeline.encode(Timings())
-        run = pipeline.prefill(ids, len(ids), lambda _, b=bucket: b, Timings(), inspect=inspect)
-        kept = run.kept_visual
-        answers[bucket.name] = Answer(
-            tokens=run.logits.argmax(keepdims=True),
-            logits=run.logits[None].copy(),
-            kept=kept,
-            scores=tuple(scores),
-            hidden=tuple(
-                rows[text_rows(recipe.layout, k, len(ids))] for rows, k in zip(hidden, kept, strict=True)
-            ),
-        )
-    features = feature_rows(pipeline.features()[0][0]).copy()
-    (folder / "samples").mkdir()
-    sample = Sample(pixels, ids, len(ids), run.complexity, features, answers)
-    write_sample(folder / "samples" / "sample_00.npz", sample)
-    write_manifest(folder, recipe, list(stored_bundle.graphs.values()), stored_bundle.manifest.options)
-    return load_bundle(folder)
 
 
 def test_agreement_is_printed_and_exits_with_0(recorded):

@@ -1,0 +1,295 @@
+"""Acceptance on a machine that is new: does a backend compute the right thing, how fast, and does it hold?
+
+Needs the bundle's recorded samples and nothing else. What it finds goes into one file, made to be sent back.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.verify import Gates, Sample, read_sample, verify_bundle
+from vla_autoprune import __version__
+from vla_autoprune.bundle import Bundle
+from vla_autoprune.errors import ParityError, PlanError
+from vla_autoprune.frame import FloatArray
+from vla_autoprune.recipe import Bucket
+from vla_autoprune.runtime.backend import Backend
+from vla_autoprune.runtime.pipeline import Pipeline, Timings
+
+RESULT_VERSION = 1
+
+_PACKAGES = ("tensorrt", "cuda-python", "cuda-bindings", "onnxruntime", "numpy")
+_BOARD_FILES = ("/proc/device-tree/model", "/etc/nv_tegra_release")
+_GROWTH_MIB = 8.0
+"""Free device memory may move this much by itself: other processes use the GPU too."""
+
+Progress = Callable[[str, int, int], None]
+MemoryMib = Callable[[], tuple[int, int]]
+"""Free and total device memory."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that must hold, whether it does, and what was seen."""
+
+    name: str
+    passed: bool
+    seen: str
+
+
+@dataclass(frozen=True)
+class BucketTimes:
+    """Milliseconds of one bucket over its frames: median and 99th percentile, and the median of every step.
+
+    Attributes:
+        frames: how many were measured.
+        prefill_ms: from embedding to the logits of the first token.
+        decode_ms: per further token.
+        frame_ms: vision, prefill and decoding.
+        steps_ms: by the backend's own clock, summed over a frame.
+        after_other_bucket_ms: median prefill where the frame before ran another bucket.
+        after_same_bucket_ms: median prefill where it ran this one.
+    """
+
+    frames: int
+    prefill_ms: tuple[float, float]
+    decode_ms: tuple[float, float]
+    frame_ms: tuple[float, float]
+    steps_ms: Mapping[str, float]
+    after_other_bucket_ms: float
+    after_same_bucket_ms: float
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Everything an acceptance found."""
+
+    result_version: int
+    made: str
+    machine: Mapping[str, str]
+    backend: str
+    device: str
+    bundle: Mapping[str, Any]
+    engines: Sequence[Mapping[str, Any]]
+    checks: tuple[Check, ...]
+    parity: Sequence[Mapping[str, Any]]
+    times: Mapping[str, BucketTimes]
+    memory_mib: Mapping[str, float]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check holds."""
+        return all(check.passed for check in self.checks)
+
+    def to_json(self) -> str:
+        """The result file."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def accept(
+    bundle: Bundle,
+    backend: Backend,
+    *,
+    frames: int = 500,
+    engines: Sequence[Mapping[str, Any]] = (),
+    memory_mib: MemoryMib | None = None,
+    progress: Progress | None = None,
+) -> Acceptance:
+    """Verify, provoke and measure a backend on a bundle.
+
+    Args:
+        bundle: a checked bundle, exported with samples.
+        backend: opened for it.
+        frames: to measure; the bucket changes with every one or two of them.
+        engines: what was built, for the record.
+        memory_mib: asks for device memory; None where a backend has none of its own.
+        progress: called with what is done, how far, and how far there is to go.
+
+    Returns:
+        The result, failed checks included.
+
+    Raises:
+        ParityError: the bundle has no samples.
+        BundleError: a sample is not one of this bundle.
+    """
+    say = progress or (lambda what, done, total: None)
+    gates = Gates()
+    before = memory_mib() if memory_mib else (0, 0)
+    report = verify_bundle(bundle, backend, gates, lambda done, total: say("parity", done, total))
+    worst = report.worst
+    checks = [
+        Check(
+            "every stage and answer is the original model's",
+            not report.failed,
+            f"{len(report.agreements)} comparisons, {len(report.failed)} fail; worst is {worst.tensor} of "
+            f"{worst.graph} in {worst.bucket}: 1 - cosine {1 - worst.cosine:.1e}, norm ratio - 1 "
+            f"{worst.norm_ratio - 1:+.1e}",
+        )
+    ]
+    pipeline = Pipeline(bundle, backend)
+    sample = _first_sample(bundle)
+    loaded = memory_mib() if memory_mib else (0, 0)
+    checks += [_captured_is_right(pipeline, sample, gates), _repeats(pipeline, sample)]
+    times, growth = _measure(pipeline, sample, frames, memory_mib, say)
+    if memory_mib is not None:
+        checks.append(
+            Check(
+                "device memory does not grow",
+                growth <= _GROWTH_MIB,
+                f"{growth:+.0f} MiB over {frames} frames that change buckets",
+            )
+        )
+    checks.append(_survives_nan(pipeline, sample, gates))
+    manifest = bundle.manifest
+    return Acceptance(
+        result_version=RESULT_VERSION,
+        made=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        machine=_machine(),
+        backend=backend.name,
+        device=backend.device,
+        bundle={
+            "id": manifest.bundle_id,
+            "model": bundle.recipe.model.id,
+            "opset": manifest.options.opset,
+            "versions": dict(manifest.options.versions),
+            "buckets": {bucket.name: bucket.work_fraction for bucket in bundle.recipe.buckets},
+            "weight_mib": sum(file.bytes for file in manifest.files if file.role == "weights") / 2**20,
+        },
+        engines=engines,
+        checks=tuple(checks),
+        parity=[asdict(agreement) for agreement in report.worst_of_each()],
+        times=times,
+        memory_mib={"total": before[1], "free_before": before[0], "free_loaded": loaded[0]},
+    )
+
+
+def _first_sample(bundle: Bundle) -> Sample:
+    path = next((entry.path for entry in bundle.manifest.files if entry.role == "sample"), None)
+    if path is None:
+        raise ParityError(f"{bundle.path} has no recorded samples; export it with vla-autoprune export")
+    return read_sample(bundle.path / path, bundle)
+
+
+def _run(pipeline: Pipeline, sample: Sample, bucket: Bucket, timings: Timings) -> FloatArray:
+    """[steps, vocabulary] logits of one frame with the original's tokens fed back; nothing looks between."""
+    pipeline.pixels[:] = sample.pixel_values
+    pipeline.encode(timings)
+    prefill = pipeline.prefill(sample.token_ids, sample.length, lambda _: bucket, timings)
+    logits = [prefill.logits.copy()]
+    for token in sample.answers[bucket.name].tokens[:-1]:
+        logits.append(pipeline.decode(int(token), timings).copy())
+    return np.stack(logits)
+
+
+def _off(pipeline: Pipeline, sample: Sample, bucket: Bucket) -> tuple[float, float]:
+    """1 - cosine and norm ratio - 1 of the worst row of logits."""
+    found = _run(pipeline, sample, bucket, Timings()).astype(np.float64)
+    wanted = sample.answers[bucket.name].logits.astype(np.float64)
+    norms = np.linalg.norm(found, axis=1), np.linalg.norm(wanted, axis=1)
+    cosine = (found * wanted).sum(axis=1) / (norms[0] * norms[1])
+    return float(1 - cosine.min()), float(np.abs(norms[0] / norms[1] - 1).max())
+
+
+def _captured_is_right(pipeline: Pipeline, sample: Sample, gates: Gates) -> Check:
+    """Parity looks between stages, which runs them one by one; vehicles run captured programs."""
+    off = {bucket.name: _off(pipeline, sample, bucket) for bucket in pipeline.recipe.buckets}
+    passed = all(
+        cosine <= 1 - gates.min_cosine and norm <= gates.max_norm_error for cosine, norm in off.values()
+    )
+    name, (cosine, norm) = max(off.items(), key=lambda item: max(item[1]))
+    seen = f"worst bucket {name}: 1 - cosine {cosine:.1e}, norm ratio off by {norm:.1e}"
+    return Check("captured programs give the same answers", passed, seen)
+
+
+def _repeats(pipeline: Pipeline, sample: Sample) -> Check:
+    """Same input, same output, whatever ran in between."""
+    buckets = pipeline.recipe.buckets
+    first = _run(pipeline, sample, buckets[-1], Timings())
+    _run(pipeline, sample, buckets[0], Timings())
+    difference = float(np.abs(_run(pipeline, sample, buckets[-1], Timings()) - first).max())
+    return Check("a frame repeats to the bit", difference == 0.0, f"logits differ by {difference:.1e}")
+
+
+def _survives_nan(pipeline: Pipeline, sample: Sample, gates: Gates) -> Check:
+    """A frame that is not finite is an error, and spoils no other."""
+    bucket = pipeline.recipe.buckets[-1]
+    pipeline.pixels[:] = np.nan
+    pipeline.encode(Timings())
+    try:
+        pipeline.prefill(sample.token_ids, sample.length, lambda _: bucket, Timings())
+    except PlanError as error:
+        cosine, norm = _off(pipeline, sample, bucket)
+        passed = cosine <= 1 - gates.min_cosine and norm <= gates.max_norm_error
+        return Check("a frame of NaN is refused and spoils no other", passed, str(error))
+    return Check("a frame of NaN is refused and spoils no other", False, "it gave an answer")
+
+
+def _measure(
+    pipeline: Pipeline, sample: Sample, frames: int, memory_mib: MemoryMib | None, say: Progress
+) -> tuple[dict[str, BucketTimes], float]:
+    """Frames in buckets that alternate in pairs, so that each is measured after itself and after another."""
+    buckets = pipeline.recipe.buckets
+    order = [bucket for bucket in buckets for _ in range(2)]
+    for bucket in order:  # warm up
+        _run(pipeline, sample, bucket, Timings())
+    free = memory_mib()[0] if memory_mib else 0
+    rows: dict[str, list[tuple[dict[str, float], float, bool]]] = {bucket.name: [] for bucket in buckets}
+    for index in range(max(frames, len(order))):
+        say("frames", index, frames)
+        bucket, timings = order[index % len(order)], Timings()
+        begin = time.perf_counter()
+        _run(pipeline, sample, bucket, timings)
+        frame_ms = 1e3 * (time.perf_counter() - begin)
+        rows[bucket.name].append((timings.ms, frame_ms, index % 2 == 1))
+    growth = float(free - memory_mib()[0]) if memory_mib else 0.0
+    return {name: _times(measured, sample, name) for name, measured in rows.items()}, growth
+
+
+def _times(rows: list[tuple[dict[str, float], float, bool]], sample: Sample, name: str) -> BucketTimes:
+    further = max(len(sample.answers[name].tokens) - 1, 1)
+
+    def spread(values: list[float]) -> tuple[float, float]:
+        return float(np.median(values)), float(np.quantile(values, 0.99))
+
+    def median(values: list[float]) -> float:
+        return float(np.median(values)) if values else float("nan")
+
+    prefill = [ms["prefill"] for ms, _, _ in rows]
+    whole = ("prefill", "decode")
+    return BucketTimes(
+        frames=len(rows),
+        prefill_ms=spread(prefill),
+        decode_ms=spread([ms.get("decode", 0.0) / further for ms, _, _ in rows]),
+        frame_ms=spread([frame for _, frame, _ in rows]),
+        steps_ms={step: median([ms[step] for ms, _, _ in rows]) for step in rows[0][0] if step not in whole},
+        after_other_bucket_ms=median([ms["prefill"] for ms, _, same in rows if not same]),
+        after_same_bucket_ms=median([ms["prefill"] for ms, _, same in rows if same]),
+    )
+
+
+def _machine() -> dict[str, str]:
+    found = {
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "vla_autoprune": __version__,
+    }
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "absent"
+    for file in map(Path, _BOARD_FILES):
+        if file.is_file():
+            found[file.name] = file.read_bytes().decode(errors="replace").strip("\0\n ")
+    return found

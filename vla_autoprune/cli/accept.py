@@ -1,0 +1,106 @@
+"""`vla-autoprune accept`: build, verify, provoke and measure on a new machine; one file to send back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vla_autoprune.cli import app
+from vla_autoprune.cli.build import (
+    DEVICE,
+    OPTIMIZATION,
+    TF32,
+    WORKSPACE,
+    build_with_bar,
+    print_engines,
+)
+from vla_autoprune.cli.options import BackendName, require_file
+from vla_autoprune.files import write_whole
+from vla_autoprune.progress import progress_bar
+
+if TYPE_CHECKING:
+    from engines.acceptance import Acceptance
+
+
+@app.command()
+def accept(
+    bundle: Path = typer.Argument(metavar="BUNDLE", help="Directory that vla-autoprune export wrote."),
+    backend: BackendName = typer.Option(
+        BackendName.TENSORRT, "--backend", help="What is to be accepted; TensorRT is built first."
+    ),
+    frames: int = typer.Option(500, "--frames", min=1, help="Frames to measure, over all buckets."),
+    out: Path = typer.Option(Path("acceptance.json"), "--out", metavar="FILE", help="The result file."),
+    device: int = DEVICE,
+    workspace_mib: int | None = WORKSPACE,
+    optimization_level: int = OPTIMIZATION,
+    tf32: bool = TF32,
+) -> None:
+    """Accept a bundle on this machine: build engines, compare every stage, provoke faults, measure.
+
+    Needs nothing but the bundle: inputs and answers were recorded at its
+    export. Writes one result file, machine and versions included, to keep or
+    to send back. Exits with 1 if a check fails.
+
+    On a Jetson:  vla-autoprune accept out/bundle --workspace-mib 2048
+    """
+    from engines.acceptance import accept as run_acceptance
+    from engines.backends import open_backend
+    from vla_autoprune.bundle import load_bundle
+    from vla_autoprune.runtime.backend import Backend
+
+    require_file("--out", out)
+    loaded = load_bundle(bundle)
+    opened: Backend
+    memory_mib = None
+    engines: list[dict[str, Any]] = []
+    if backend is BackendName.TENSORRT:
+        from engines.tensorrt.backend import TensorRtBackend
+        from engines.tensorrt.engine_files import BuildOptions
+
+        options = BuildOptions(workspace_mib=workspace_mib, optimization_level=optimization_level, tf32=tf32)
+        built = build_with_bar(loaded, options, device, overwrite=False)
+        print_engines(built, loaded)
+        engines = [record.model_dump(mode="json") for record in built.records]
+        opened = engine = TensorRtBackend(loaded, device=device)
+        memory_mib = engine.memory_mib
+    else:
+        opened = open_backend(backend.value, loaded)
+    try:
+        with progress_bar() as bar:
+            task = bar.add_task("accept", total=None)
+            result = run_acceptance(
+                loaded,
+                opened,
+                frames=frames,
+                engines=engines,
+                memory_mib=memory_mib,
+                progress=lambda what, done, total: bar.update(
+                    task, description=what, completed=done, total=total
+                ),
+            )
+    finally:
+        opened.close()
+    write_whole(out, result.to_json().encode())
+    _print(result, out)
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+def _print(result: Acceptance, out: Path) -> None:
+    console = Console(soft_wrap=True)
+    table = Table("bucket", pad_edge=False)
+    for name in ("prefill p50", "p99", "per token p50", "frame p50", "p99", "cost of a switch"):
+        table.add_column(f"{name} ms", justify="right")
+    for name, times in result.times.items():
+        switch = times.after_other_bucket_ms - times.after_same_bucket_ms
+        figures = (*times.prefill_ms, times.decode_ms[0], *times.frame_ms)
+        table.add_row(name, *(f"{ms:.2f}" for ms in figures), f"{switch:+.2f}")
+    console.print(table)
+    for check in result.checks:
+        mark = "[green]ok[/]   " if check.passed else "[bold red]fails[/]"
+        console.print(f"{mark} {check.name}: {check.seen}", highlight=False)
+    console.print(f"[bold]{out}[/]: {result.backend} on {result.device}", highlight=False)
