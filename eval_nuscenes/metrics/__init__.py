@@ -1,7 +1,8 @@
 """Open-loop planning metrics on nuScenes, by the name of their protocol, as the original code computes them.
 
 Everything here lives in the 2-D LiDAR frame at t0: x right, y forward, metres, yaw counter-clockwise from +x,
-so a car that drives straight ahead has yaw pi/2. Waypoints are where the LiDAR is 0.5, 1.0, … 3.0 s later.
+so a car that drives straight ahead has yaw pi/2. Waypoints are where the LiDAR is 0.5, 1.0, … 3.0 s later;
+`OpenLoopProtocol.follows` names the one protocol that takes the rear axle instead.
 
 The quirks of each protocol are kept on purpose, since a published number means what its code computed, and
 `OpenLoopProtocol.quirks` lists them. docs/open_loop_protocols.md compares the protocols.
