@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections import deque
@@ -88,7 +87,6 @@ class TrajectoryGuard(LifecycleNode):
         self._plans_taken = 0
         self._handling_ms: deque[float] = deque(maxlen=1000)
         self._late_ms: deque[float] = deque(maxlen=1000)
-        self._tick_due_s = time.monotonic() + self._period_s
         self._publish()
         self._plans = self.create_subscription(Path, topics.PLANNER_PATH, self._on_plan, topics.plan_qos())
         self._odometry = self.create_subscription(
@@ -97,6 +95,7 @@ class TrajectoryGuard(LifecycleNode):
         self._watchdog = self.create_timer(
             self._period_s, self._on_tick, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
+        self._ticked_s = time.monotonic()
 
     @transition
     def on_deactivate(self, state: LifecycleState) -> None:
@@ -143,9 +142,9 @@ class TrajectoryGuard(LifecycleNode):
         self._handling_ms.append((time.perf_counter() - began_s) * 1e3)
 
     def _on_tick(self) -> None:
-        late_s = time.monotonic() - self._tick_due_s
-        self._late_ms.append(max(late_s, 0.0) * 1e3)
-        self._tick_due_s += self._period_s * math.ceil(max(late_s, 0.0) / self._period_s + 1e-9)
+        steady_s = time.monotonic()
+        self._late_ms.append(max(steady_s - self._ticked_s - self._period_s, 0.0) * 1e3)
+        self._ticked_s = steady_s
         self._publish()
 
     def _publish(self) -> None:
