@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval_nuscenes.navsim.scene import REAR_AXLE_TO_CENTRE_M, STEP_S, Devkit, EgoMotion, Flags, Floats
+from eval_nuscenes.navsim.scene import PACIFICA, STEP_S, Devkit, EgoMotion, Flags, Floats
 from eval_nuscenes.navsim.simulation import AX, AY, HEADING, YAW_ACCELERATION, YAW_RATE
 
 LIMITS = {
@@ -50,7 +50,9 @@ def comfort_signals(states: Floats, devkit: Devkit) -> dict[str, Floats]:
     else:
         acceleration_window, jerk_window = ACCELERATION_WINDOW, JERK_WINDOW
         # Written like the devkit's rigid-body shift; its lateral part is lost there as well.
-        ax = ax + REAR_AXLE_TO_CENTRE_M * (states[..., YAW_RATE] ** 2 + states[..., YAW_ACCELERATION])
+        ax = ax + PACIFICA.rear_axle_to_centre_m * (
+            states[..., YAW_RATE] ** 2 + states[..., YAW_ACCELERATION]
+        )
     heading = np.unwrap(states[..., HEADING], axis=-1)
     return {
         "lon_accel": _smooth(ax, acceleration_window),

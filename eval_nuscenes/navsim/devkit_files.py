@@ -14,7 +14,7 @@ import numpy as np
 
 from eval_nuscenes.navsim.scene import (
     HORIZON,
-    REAR_AXLE_TO_CENTRE_M,
+    PACIFICA,
     AreaType,
     EgoMotion,
     Floats,
@@ -226,13 +226,14 @@ def _area_type(layer: Any) -> AreaType:
 def _motion(state: Record) -> EgoMotion:
     centre = state.field("_car_footprint", "_center")
     x, y, heading = (float(centre.field(name)) for name in ("x", "y", "heading"))
+    ahead = PACIFICA.rear_axle_to_centre_m
     dynamic = state.field("_dynamic_car_state")
     return EgoMotion(
         time_us=int(state.field("_time_point", "time_us")),
         pose=np.array(
             [
-                x - REAR_AXLE_TO_CENTRE_M * np.cos(heading),
-                y - REAR_AXLE_TO_CENTRE_M * np.sin(heading),
+                x - ahead * np.cos(heading),
+                y - ahead * np.sin(heading),
                 heading,
             ]
         ),

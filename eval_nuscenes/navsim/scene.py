@@ -18,14 +18,7 @@ Flags = NDArray[np.bool_]
 
 STEP_S = 0.1
 HORIZON = 40
-"""Steps of 0.1 s that a plan is driven and judged for: 4 s."""
-
-WIDTH_M = 2.297
-LENGTH_M = 5.176
-REAR_OVERHANG_M = 1.127
-REAR_AXLE_TO_CENTRE_M = LENGTH_M / 2 - REAR_OVERHANG_M
-WHEEL_BASE_M = 3.089
-"""NAVSIM drives nuPlan's Pacifica, whatever car recorded the data."""
+"""Steps of 0.1 s that NAVSIM drives and judges a plan for: 4 s."""
 
 AGENT_TYPES = frozenset({"vehicle", "pedestrian", "bicycle"})
 """Every other type of track is a static object; touching one costs half."""
@@ -36,6 +29,32 @@ Rings = tuple[Floats, ...]
 
 Devkit = Literal["v1", "v2"]
 """v1: devkit 1.1, scored by PDMS. v2: devkit 2.2, scored by EPDMS."""
+
+
+@dataclass(frozen=True)
+class Vehicle:
+    """The car that follows a plan; its front wheels steer, its pose is the rear axle's."""
+
+    length_m: float
+    width_m: float
+    rear_overhang_m: float
+    wheel_base_m: float
+
+    @property
+    def rear_axle_to_centre_m(self) -> float:
+        """How far the box's centre is ahead of the rear axle."""
+        return self.length_m / 2 - self.rear_overhang_m
+
+    def boxes(self, poses: Floats) -> Floats:
+        """[..., 5] boxes of the car at poses [..., 3]."""
+        heading = poses[..., 2]
+        ahead = np.stack([np.cos(heading), np.sin(heading)], axis=-1) * self.rear_axle_to_centre_m
+        size = np.broadcast_to([self.length_m, self.width_m], (*heading.shape, 2))
+        return np.concatenate([ahead + poses[..., :2], heading[..., None], size], axis=-1)
+
+
+PACIFICA = Vehicle(length_m=5.176, width_m=2.297, rear_overhang_m=1.127, wheel_base_m=3.089)
+"""NAVSIM drives nuPlan's car."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +146,8 @@ class Scene:
         red_lights: ids of red lane connectors on the route at each step, and their polygons (v2).
         human: the logged plan (v2; absent in synthetic scenes).
         synthetic: a second-stage scene, which no human filter applies to.
+        horizon: steps of 0.1 s to drive; the same for all of NAVSIM.
+        vehicle: the car that drives; the same for all of NAVSIM.
     """
 
     token: str
@@ -143,6 +164,8 @@ class Scene:
     red_light_polygons: Mapping[str, tuple[Rings, ...]] = field(default_factory=dict)
     human: PlannedPath | None = None
     synthetic: bool = False
+    horizon: int = HORIZON
+    vehicle: Vehicle = PACIFICA
 
 
 def box_corners(boxes: Floats) -> Floats:
@@ -158,21 +181,6 @@ def box_corners(boxes: Floats) -> Floats:
     left = np.stack([-np.sin(boxes[..., 2]), np.cos(boxes[..., 2])], axis=-1) * (boxes[..., 4, None] / 2)
     signs = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]])
     return boxes[..., None, :2] + signs[:, :1] * along[..., None, :] + signs[:, 1:] * left[..., None, :]
-
-
-def ego_boxes(poses: Floats) -> Floats:
-    """Boxes of the ego vehicle whose rear axle is at poses.
-
-    Args:
-        poses: [..., 3].
-
-    Returns:
-        [..., 5].
-    """
-    heading = poses[..., 2]
-    centre = np.stack([np.cos(heading), np.sin(heading)], axis=-1) * REAR_AXLE_TO_CENTRE_M + poses[..., :2]
-    size = np.broadcast_to([LENGTH_M, WIDTH_M], (*heading.shape, 2))
-    return np.concatenate([centre, heading[..., None], size], axis=-1)
 
 
 def wrapped(angle: Floats) -> Floats:

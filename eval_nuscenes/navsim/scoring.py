@@ -15,10 +15,8 @@ from eval_nuscenes.navsim import simulation
 from eval_nuscenes.navsim.comfort import comfort_signals, history_states, within_limits
 from eval_nuscenes.navsim.scene import (
     AGENT_TYPES,
-    HORIZON,
-    LENGTH_M,
+    PACIFICA,
     STEP_S,
-    WIDTH_M,
     Devkit,
     Flags,
     Floats,
@@ -26,8 +24,8 @@ from eval_nuscenes.navsim.scene import (
     Rings,
     Scene,
     Tracks,
+    Vehicle,
     box_corners,
-    ego_boxes,
 )
 from vla_autoprune.errors import InputError
 
@@ -215,12 +213,15 @@ def score_plan(scene: Scene, path: PlannedPath, human_filter: bool = True) -> Fr
     """
     check_path(path, scene.token)
     metric = METRICS[scene.devkit]
-    paths = [simulation.plan_poses(path, scene.ego)]
-    paths.append(simulation.stamped_poses(scene.reference[:, 0], scene.reference[:, 1:], scene.ego))
+    paths = [simulation.plan_poses(path, scene.ego, scene.horizon)]
+    paths.append(
+        simulation.stamped_poses(scene.reference[:, 0], scene.reference[:, 1:], scene.ego, scene.horizon)
+    )
     filtered = human_filter and scene.devkit == "v2" and scene.human is not None and not scene.synthetic
     if filtered and scene.human is not None:
-        paths.append(simulation.plan_poses(scene.human, scene.ego))
-    agent, reference, *human = judge(scene, simulation.simulate(scene.ego, np.stack(paths)))
+        paths.append(simulation.plan_poses(scene.human, scene.ego, scene.horizon))
+    driven = simulation.simulate(scene.ego, np.stack(paths), scene.vehicle.wheel_base_m)
+    agent, reference, *human = judge(scene, driven)
     unfiltered = dict(agent.sub_scores) | {EP: progress_score(metric, agent, reference)}
     sub_scores = dict(unfiltered)
     if human:
@@ -288,16 +289,17 @@ def judge(scene: Scene, states: Floats) -> list[Drive]:
     import shapely
 
     v2 = scene.devkit == "v2"
-    boxes = ego_boxes(states[..., :3])
+    boxes = scene.vehicle.boxes(states[..., :3])
     corners, centres = box_corners(boxes), boxes[..., :2]
     polygons = _rectangles(corners)
     roads = _roads(scene)
     around = _surroundings(roads, corners, centres, states[..., :2])
     tracks = _replayed(scene) if v2 else scene.tracks
-    looking_ahead = HORIZON + 1 - (max(TTC_AHEAD_STEPS) if v2 else 0)
+    # As long as tracks are known: v1 knows them a second longer than it drives.
+    looking_ahead = min(scene.horizon + 1, tracks.boxes.shape[1] - max(TTC_AHEAD_STEPS))
     touches = _touches(states, boxes, tracks, looking_ahead)
 
-    collisions, collision_steps = _collisions(states, around, tracks, touches)
+    collisions, collision_steps = _collisions(states, scene.vehicle, around, tracks, touches)
     ttc, ttc_steps = _time_to_collision(states, around, tracks, touches, looking_ahead)
     excused = around.centre_in_intersection if v2 else np.zeros_like(around.off_route)
     signals = comfort_signals(_with_history(scene, states), scene.devkit)
@@ -332,7 +334,12 @@ def judge(scene: Scene, states: Floats) -> list[Drive]:
 
 
 def classify_contact(
-    pose: Floats, speed_mps: float, box: Floats, type: str, first_speed_mps: float
+    pose: Floats,
+    speed_mps: float,
+    box: Floats,
+    type: str,
+    first_speed_mps: float,
+    vehicle: Vehicle = PACIFICA,
 ) -> Contact:
     """What kind of contact it is when the ego vehicle touches a box.
 
@@ -342,6 +349,7 @@ def classify_contact(
         box: [5].
         type: of the track.
         first_speed_mps: of the track when it was first seen.
+        vehicle: the ego vehicle.
     """
     import shapely
 
@@ -351,7 +359,7 @@ def classify_contact(
         return "stopped_track"
     if _bearing(pose, box[:2]) > BEHIND_RAD:
         return "rear"
-    corners = box_corners(ego_boxes(pose))
+    corners = box_corners(vehicle.boxes(pose))
     if shapely.intersects(shapely.linestrings(corners[[0, 3]]), shapely.polygons(box_corners(box))):
         return "front"
     return "lateral"
@@ -445,7 +453,7 @@ def _replayed(scene: Scene) -> Tracks:
     tracks = scene.tracks
     now = tracks.boxes[:, 0]
     present = np.flatnonzero(np.isfinite(now[:, 0]))
-    ego = _rectangles(box_corners(ego_boxes(scene.ego.pose)))
+    ego = _rectangles(box_corners(scene.vehicle.boxes(scene.ego.pose)))
     touching = present[shapely.intersects(ego, _rectangles(box_corners(now[present])))]
     if not len(touching):
         return tracks
@@ -478,10 +486,10 @@ def _touches(states: Floats, boxes: Floats, tracks: Tracks, looking_ahead: int) 
     ahead = np.array(TTC_AHEAD_STEPS)
     heading = states[..., simulation.HEADING]
     velocity = np.stack([np.cos(heading), np.sin(heading)], axis=-1) * _speeds(states)[..., None]
-    reach = np.hypot(LENGTH_M, WIDTH_M) / 2 + np.hypot(tracks.boxes[..., 3], tracks.boxes[..., 4]) / 2
+    reach = np.hypot(*boxes[0, 0, 3:]) / 2 + np.hypot(tracks.boxes[..., 3], tracks.boxes[..., 4]) / 2
     found = []
     for seconds, steps in zip(ahead * STEP_S, ahead, strict=True):
-        count = HORIZON + 1 if steps == 0 else looking_ahead
+        count = states.shape[1] if steps == 0 else looking_ahead
         moved = boxes[:, :count].copy()
         moved[..., :2] += velocity[:, :count] * seconds
         others = tracks.boxes[:, steps : steps + count]
@@ -502,7 +510,7 @@ def _touches(states: Floats, boxes: Floats, tracks: Tracks, looking_ahead: int) 
 
 
 def _collisions(
-    states: Floats, around: _Surroundings, tracks: Tracks, touches: list[_Touch]
+    states: Floats, vehicle: Vehicle, around: _Surroundings, tracks: Tracks, touches: list[_Touch]
 ) -> tuple[Floats, list[int | None]]:
     """Score and first step of collisions the plan is at fault for."""
     scores = np.ones(len(states))
@@ -519,6 +527,7 @@ def _collisions(
             tracks.boxes[track, step],
             tracks.types[track],
             float(tracks.first_speed_mps[track]),
+            vehicle,
         )
         straying = around.multiple_lanes[plan, step] or around.non_drivable[plan, step]
         if kind in ("stopped_track", "front") or (kind == "lateral" and straying):
@@ -573,7 +582,7 @@ def _traffic_lights(scene: Scene, polygons: Any) -> Floats:
 
     clear = np.ones(len(polygons))
     red_at: dict[str, list[int]] = {}
-    for step, ids in enumerate(scene.red_lights[: HORIZON + 1]):
+    for step, ids in enumerate(scene.red_lights[: scene.horizon + 1]):
         for id in ids:
             red_at.setdefault(id, []).append(step)
     for id, steps in red_at.items():

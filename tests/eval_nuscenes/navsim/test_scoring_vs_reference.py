@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval_nuscenes.navsim.scene import PlannedPath, box_corners, ego_boxes
+from eval_nuscenes.navsim.scene import PACIFICA, PlannedPath, box_corners
 from eval_nuscenes.navsim.scoring import (
     EC,
     EP,
@@ -119,7 +119,7 @@ def test_contacts(golden: Any, devkit: str) -> None:
         pose, box = np.array(unit["ego"]), np.array(unit["box"])
         kind = classify_contact(pose, unit["ego_speed"], box, unit["type"], unit["speed"])
         assert unit["kind"] in (f"{kind}_collision", f"active_{kind}_collision"), number
-        outlines = [shapely.polygons(box_corners(one)) for one in (ego_boxes(pose), box)]
+        outlines = [shapely.polygons(box_corners(one)) for one in (PACIFICA.boxes(pose), box)]
         assert bool(shapely.intersects(*outlines)) == bool(unit["touching"]), number
         kinds.add(kind)
     assert len(kinds) == 5
