@@ -130,6 +130,11 @@ class RoadMap:
         found = built.tree.query(_patch(pose, reach_m, reach_m), predicate="intersects")
         return tuple(built.shapes[index] for index in sorted(found))
 
+    def intersections(self, pose: Pose, reach_m: float = 60.0) -> tuple[Shape, ...]:
+        """Road segments that the map calls intersections, chosen like `shapes`."""
+        marked = {record["token"] for record in self._records["road_segment"] if record["is_intersection"]}
+        return tuple(shape for shape in self.shapes("road_segment", pose, reach_m) if shape.token in marked)
+
     def centreline(self, lane_token: str, step_m: float = 0.5) -> Points:
         """[N, 3] x, y, heading along a lane or lane connector, in the map frame.
 

@@ -196,7 +196,7 @@ def _draw_scene(axes: Axes, scene: Scene, plan: PlannedPath, frame: FrameScore) 
             _in_ego(_near(scene.centreline, pose), pose),
             {"color": pictures.NEUTRAL, "linewidth": 0.8},
         ),
-        "PDM-Closed": (
+        frame.metric.reference: (
             _in_ego(frame.reference.states[:, :2], pose),
             {"color": pictures.TRUTH, "linewidth": 3.5, "alpha": 0.7},
         ),

@@ -56,6 +56,7 @@ class Metric:
         multipliers: each can void the score.
         weights: of the mean of the rest; a sub-score that a frame has not got drops out with its weight.
         summary: one sentence for a reader of the report.
+        reference: whose plan progress is compared to.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Metric:
     multipliers: tuple[str, ...]
     weights: Mapping[str, float]
     summary: str
+    reference: str = "PDM-Closed"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -148,7 +150,7 @@ class FrameScore:
         score: PDMS, or EPDMS without extended comfort.
         unfiltered: sub-scores as driven.
         drive: the plan's own drive.
-        reference: the drive of PDM-Closed.
+        reference: the drive of the plan that progress is compared to.
     """
 
     token: str

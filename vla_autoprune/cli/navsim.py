@@ -5,20 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from vla_autoprune import __version__
@@ -26,6 +19,7 @@ from vla_autoprune.cli import app
 from vla_autoprune.cli.options import require_directory
 from vla_autoprune.errors import InputError
 from vla_autoprune.files import write_whole
+from vla_autoprune.progress import progress_bar
 
 if TYPE_CHECKING:
     from eval_nuscenes.navsim.runs import Result
@@ -123,7 +117,7 @@ def score(
     document = runs.document(result, metric, conditions)
     write_whole(out / "results.json", (json.dumps(document, indent=1) + "\n").encode())
     write_whole(out / "scores.png", runs.picture(result, metric, title, lowest))
-    _print(result, metric, title, [frame for _, _, frame in lowest])
+    _print(runs.means(result, metric), metric, title, [frame for _, _, frame in lowest])
     if groups is not None:
         Console(stderr=True, soft_wrap=True).print(
             "the official navhard test drives reactive (IDM) traffic, which needs nuPlan's maps; here "
@@ -158,29 +152,126 @@ def convert(
     )
 
 
+@navsim.command()
+def nuscenes(
+    predictions: list[Path] = typer.Argument(
+        None, metavar="[PREDICTIONS…]", help="Files that vla-autoprune evaluate takes; none: the baselines."
+    ),
+    data: Path = typer.Option(
+        ..., "--data", metavar="ROOT", help="Data set in nuScenes format with its map expansion."
+    ),
+    version: str = typer.Option("v1.0-synth", "--version", help="Folder of its tables, such as v1.0-mini."),
+    split: str = typer.Option("val", "--split", help="A split of the data set, or all."),
+    limit: int | None = typer.Option(
+        None, "--limit", min=1, help="This many samples, spread over the scenes."
+    ),
+    allow_missing: bool = typer.Option(
+        False, "--allow-missing", help="Score predictions that lack samples, and say how many."
+    ),
+    worst: int = typer.Option(6, "--worst", min=0, max=12, help="Scenes to draw, lowest scores first."),
+    out: Path = typer.Option(
+        Path("out/navsim_nuscenes"), "--out", metavar="DIR", help="For results.json and scores.png."
+    ),
+) -> None:
+    """A PDM score on nuScenes-format data: ours, not comparable to any NAVSIM figure.
+
+    NAVSIM's rules over 3 s, the nuScenes car, progress against the logged
+    drive; roads and lanes from the map expansion. Constant velocity and the
+    logged drive itself are scored beside the predictions.
+
+    The synthetic world: vla-autoprune navsim nuscenes --data out/synth
+
+    Predictions: vla-autoprune navsim nuscenes plans.json --data /data/nuscenes --version v1.0-trainval
+    """
+    from eval_nuscenes.navsim import aggregation, runs
+    from eval_nuscenes.navsim.nuscenes_scenes import (
+        INTERVAL_S,
+        PDMS_NUSCENES,
+        OffLaneError,
+        scene_of_sample,
+        score_on_nuscenes,
+    )
+    from eval_nuscenes.navsim.scene import PlannedPath
+    from eval_nuscenes.nuscenes_reader import NuScenesSplit
+    from eval_nuscenes.predictions import covered, read_predictions, sample_record
+
+    require_directory("--out", out)
+    # The command is no part of the score: taking it from the future leaks nothing.
+    samples = NuScenesSplit(data, version, split, command_source="future", limit=limit)
+    files = [read_predictions(path) for path in predictions or ()]
+    tokens = set(covered(files, samples.tokens, allow_missing))
+    scores: dict[str, list[FrameScore]] = {}
+    drawn, cut_off, off_lane = {}, 0, 0
+    for sample in _progress(samples, "score", len(samples)):
+        if sample.token not in tokens:
+            continue
+        if not sample.future_exists.all():
+            cut_off += 1
+            continue
+        try:
+            scene = scene_of_sample(sample, samples.road_map(sample.location))
+        except OffLaneError:
+            off_lane += 1
+            continue
+        made = sample_record(sample, files).plans
+        plans = {name: np.array(plan.waypoints_in_ego) for name, plan in made.items()}
+        plans["logged drive"] = sample.future_in_ego
+        for name, waypoints in plans.items():
+            scores.setdefault(name, []).append(score_on_nuscenes(scene, waypoints))
+        drawn[sample.token] = scene, next(iter(plans.values()))
+    if not scores:
+        raise InputError(
+            f"no sample of split {split} can be scored: {cut_off} without a whole future, "
+            f"{off_lane} off the lanes of the map"
+        )
+    title = (
+        f"{PDMS_NUSCENES.name}: {len(drawn)} of {len(samples)} samples scored; {len(samples) - len(tokens)} "
+        f"without a plan, {cut_off} without a whole future, {off_lane} off the lanes of the map"
+    )
+    results = {name: aggregation.one_stage(frames) for name, frames in scores.items()}
+    conditions = {
+        "command": shlex.join(["vla-autoprune", *sys.argv[1:]]),
+        "version": __version__,
+        "data": f"{data}, {version}, split {split}",
+        "scored": len(drawn),
+        "of_samples": len(samples),
+    }
+    documents = {name: runs.document(each, PDMS_NUSCENES, conditions) for name, each in results.items()}
+    first = next(iter(results))
+    lowest = [
+        (drawn[frame.token][0], PlannedPath(drawn[frame.token][1], INTERVAL_S), frame)
+        for frame in runs.worst_frames(results[first].frames, worst)
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / "results.json", (json.dumps(documents, indent=1) + "\n").encode())
+    picture = runs.picture(results[first], PDMS_NUSCENES, f"{first}, {title}", lowest)
+    write_whole(out / "scores.png", picture)
+    rows = {name: runs.means(each, PDMS_NUSCENES)["all frames"] for name, each in results.items()}
+    _print(rows, PDMS_NUSCENES, title, [frame for _, _, frame in lowest])
+    Console(soft_wrap=True).print(f"wrote {out / 'results.json'} and {out / 'scores.png'}", highlight=False)
+
+
 def _share(
     title: str, work: Callable[[Job, Callable[[], None]], Done], jobs: Sequence[Job], workers: int
 ) -> list[Done]:
     from eval_nuscenes.crew import Crew
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress, Crew(workers, progress) as crew:
+    with progress_bar() as progress, Crew(workers, progress) as crew:
         return list(crew.map(title, work, jobs, steps_per_job=1))
 
 
-def _print(result: Result, metric: Metric, title: str, lowest: Sequence[FrameScore]) -> None:
-    from eval_nuscenes.navsim.runs import SHORT_NAMES, means
+def _progress(items: Iterable[Job], title: str, total: int) -> Iterator[Job]:
+    with progress_bar() as progress:
+        yield from progress.track(items, description=title, total=total)
 
-    rows = means(result, metric)
+
+def _print(
+    rows: Mapping[str, Mapping[str, float]], metric: Metric, title: str, lowest: Sequence[FrameScore]
+) -> None:
+    from eval_nuscenes.navsim.runs import SHORT_NAMES
+
     names = [name for name in (*metric.columns, "score") if any(name in row for row in rows.values())]
-    table = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
+    table = Table(header_style="bold", pad_edge=False)
     table.add_column("%", no_wrap=True)
     for name in names:
         table.add_column(metric.name if name == "score" else SHORT_NAMES[name], justify="right", no_wrap=True)
@@ -191,9 +282,10 @@ def _print(result: Result, metric: Metric, title: str, lowest: Sequence[FrameSco
     console = Console()
     if console.width < TABLE_WIDTH and not console.is_terminal:
         console = Console(width=TABLE_WIDTH)
+    console.print(title, style="bold", highlight=False, soft_wrap=True)
     console.print(table)
     console.print(metric.summary, style="dim", highlight=False)
 
 
-def _cells(names: Sequence[str], row: dict[str, Any]) -> list[str]:
+def _cells(names: Sequence[str], row: Mapping[str, float]) -> list[str]:
     return [f"{100 * row[name]:.1f}" if name in row else "-" for name in names]
