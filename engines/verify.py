@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,8 +146,11 @@ class VerifyReport:
         return tuple(worst.values())
 
     def to_json(self) -> str:
-        """The report as text."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        """The report as text; what is not a number is null."""
+        content = asdict(self)
+        for row in content["agreements"]:
+            row.update({key: value if math.isfinite(value) else None for key, value in _figures(row)})
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
 def verify_bundle(
@@ -277,6 +281,10 @@ def text_rows(layout: PromptLayout, kept: IntArray, length: int) -> IntArray:
 def feature_rows(features: FloatArray) -> FloatArray:
     """The rows of [V, d] visual features that a sample records."""
     return features[_spread(len(features))]
+
+
+def _figures(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    return ((key, value) for key, value in row.items() if isinstance(value, float))
 
 
 def _spread(count: int) -> IntArray:

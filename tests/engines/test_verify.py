@@ -13,7 +13,7 @@ pytest.importorskip("onnxruntime")
 from engines.onnxruntime import OnnxRuntimeBackend
 from engines.verify import Gates, read_sample, text_rows, verify_bundle, write_sample
 from vla_autoprune import contract
-from vla_autoprune.errors import BundleError, ParityError
+from vla_autoprune.errors import BundleError, ParityError, PlanError
 
 
 class Faulty(OnnxRuntimeBackend):
@@ -71,6 +71,21 @@ def test_each_gate_sees_what_the_other_does_not(sampled_bundles, fault, cosine_f
     assert (abs(first.norm_ratio - 1) > 0.01) != cosine_fails
     assert all(row.bucket == "b40_s0" for row in report.failed)
     assert verify_bundle(bundle, backend, Gates(-1, 10)).failed == ()
+
+
+def test_what_is_not_a_number_fails_and_is_the_worst(sampled_bundles):
+    def spoil(value):
+        value = value.copy()
+        value[0, -1, 3] = np.nan  # a row whose keys no later row reads
+        return value
+
+    bundle = sampled_bundles["plain"]
+    backend = Faulty(bundle, "stage_02", "full/prefill", "hidden_out", spoil)
+    with pytest.raises(PlanError, match="logits contain NaN or infinity; weights or images are not finite"):
+        verify_bundle(bundle, backend)
+    backend = Faulty(bundle, "vision", "only", "features", lambda value: value * np.float32(np.inf))
+    with pytest.raises(PlanError, match="complexity of stage_00 is nan"):
+        verify_bundle(bundle, backend)
 
 
 def test_a_fault_in_decoding_shows_in_the_logits(sampled_bundles):
