@@ -217,6 +217,9 @@ def _of_graph(proto: onnx.ModelProto, target: Target) -> Iterator[tuple[Rule, st
             )
         if node.op_type.startswith(_CONSTANT_AXES) and len(node.input) > 1 and node.input[1] not in constants:
             yield "constant", f"{what}: axes are computed, the parser wants an initializer"
+        since = _tables()["squeeze_without_axes"]
+        if node.op_type == "Squeeze" and len(node.input) == 1 and _number(target.tensorrt) < _number(since):
+            yield "constant", f"{what}: axes are left out, parsers before TensorRT {since} want them"
         if node.op_type == "TopK" and any(a.name == "sorted" and a.i == 0 for a in node.attribute):
             yield "TopK", f"{what}: sorted is 0, the parser wants 1"
         yield from _of_fused(node)

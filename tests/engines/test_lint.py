@@ -125,6 +125,11 @@ def test_axes_that_are_computed():
     assert "axes are computed" in " ".join(f.message for f in findings(nodes) if f.rule == "constant")
 
 
+def test_axes_that_are_left_out():
+    nodes = [helper.make_node("Squeeze", ["x"], ["y"])]
+    only(findings(nodes, size=1), "constant", "axes are left out, parsers before TensorRT 11.5 want them")
+
+
 def test_types_no_network_holds():
     nodes = [
         helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.DOUBLE),

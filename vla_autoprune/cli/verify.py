@@ -73,7 +73,7 @@ def _print(report: VerifyReport) -> None:
             row.graph,
             row.tensor,
             row.bucket,
-            row.sample,
+            row.sample.removesuffix(".npz"),
             f"{1 - row.cosine:.1e}",
             f"{row.norm_ratio - 1:+.1e}",
             "[green]ok[/]" if row.passed else "[bold red]fails[/]",

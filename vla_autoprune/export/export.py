@@ -163,6 +163,7 @@ def trace(model: StageModel, recipe: PruningRecipe, graph: contract.Graph, opset
     assert program is not None
     proto = program.model_proto
     _strip(proto)
+    _write_out_squeezed_axes(proto)
     _apply_contract(proto, graph)
     return proto
 
@@ -256,6 +257,27 @@ def _strip(proto: onnx.ModelProto) -> None:
         for node in function.node:
             node.doc_string = ""
             del node.metadata_props[:]
+
+
+def _write_out_squeezed_axes(proto: onnx.ModelProto) -> None:
+    """Give every size that is read off a shape its axis: TensorRT's parsers before 11.5 do not guess it."""
+    from onnx import helper, numpy_helper
+
+    sizes = set()
+    for node in proto.graph.node:
+        window = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        if node.op_type == "Shape" and window.get("end", 0) - window.get("start", 0) == 1:
+            sizes.add(node.output[0])
+    guessed = [
+        node
+        for node in proto.graph.node
+        if node.op_type == "Squeeze" and len(node.input) == 1 and node.input[0] in sizes
+    ]
+    if guessed:
+        axes = numpy_helper.from_array(np.zeros(1, dtype=np.int64), "axes_of_a_size")
+        proto.graph.initializer.append(axes)
+        for node in guessed:
+            node.input.append(axes.name)
 
 
 def _apply_contract(proto: onnx.ModelProto, graph: contract.Graph) -> None:
