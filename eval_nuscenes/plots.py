@@ -44,6 +44,8 @@ KIND_LABEL = {
     "autoprune": "AutoPrune",
     "full": "unpruned",
 }
+BUDGET_LABEL = {"autoprune": (-5, 5), "random": (5, -11), "uniform": (5, 5), "fixed": (-5, -11)}
+"""Where a point's budget stands, in points to the right and up."""
 OTHERS = ("#2f86d1", "#d55e00", "#b8860b", "#6a5acd", "#b86fa0")
 """Colours of predictions files beside each other."""
 
@@ -71,7 +73,6 @@ def latency_plot(summary: EvaluationSummary) -> str:
     return _figure(figure)
 
 
-
 def _latency_panel(axes: Axes, summary: EvaluationSummary, protocol: str, field: str, factor: float) -> None:
     def mean_of(variant: VariantSummary) -> Interval:
         return getattr(variant.planning[protocol], field)[3]
@@ -96,12 +97,13 @@ def _latency_panel(axes: Axes, summary: EvaluationSummary, protocol: str, field:
         top = max(top, float((means + bars[1]).max()))
         for (variant, latency), mean in zip(timed, means, strict=True):
             if variant.budget is not None:
-                offset = (5, 4) if kind == "autoprune" else (5, -11)
+                right, up = BUDGET_LABEL[kind]
                 axes.annotate(
                     f"{variant.budget:.0%}",
                     (latency, mean),
-                    xytext=offset,
+                    xytext=(right, up),
                     textcoords="offset points",
+                    ha="left" if right > 0 else "right",
                     fontsize=8,
                     color=style["color"],
                 )
@@ -136,13 +138,11 @@ def _latency_panel(axes: Axes, summary: EvaluationSummary, protocol: str, field:
     axes.grid(axis="y")
 
 
-
 def _reach(interval: Interval) -> tuple[float, float]:
     """How far the interval reaches below and above its mean."""
     if interval.mean is None or interval.low is None or interval.high is None:
         return 0.0, 0.0
     return max(0.0, interval.mean - interval.low), max(0.0, interval.high - interval.mean)
-
 
 
 def split_plot(summary: EvaluationSummary) -> str:
@@ -177,7 +177,6 @@ def split_plot(summary: EvaluationSummary) -> str:
     return _figure(figure)
 
 
-
 def retention_plot(recipe: PruningRecipe) -> str:
     """Visual tokens into each layer, per budget and bucket."""
     from matplotlib.figure import Figure
@@ -203,7 +202,6 @@ def retention_plot(recipe: PruningRecipe) -> str:
         axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     panels[0, 0].set_ylabel("visual tokens into the layer")
     return _figure(figure)
-
 
 
 def complexity_plot(summary: EvaluationSummary, recipe: PruningRecipe) -> str:
@@ -240,7 +238,6 @@ def complexity_plot(summary: EvaluationSummary, recipe: PruningRecipe) -> str:
         axes.grid(axis="y")
     panels[0, 0].set_ylabel("frames")
     return _figure(figure)
-
 
 
 def error_by_complexity_plot(variants: Sequence[VariantSummary]) -> str:
@@ -329,7 +326,8 @@ def bird_eye_plot(summary: EvaluationSummary, scenes: Sequence[SceneView]) -> st
     colours = dict(zip((variant.name for variant in files), OTHERS, strict=False))
     columns = min(4, len(scenes))
     rows = math.ceil(len(scenes) / columns)
-    figure = Figure(figsize=(3.0 * columns, 3.7 * rows + 0.4), layout="constrained")
+    legend = 0.2 * (len(shown) + 1) if columns == 1 else 0.4
+    figure = Figure(figsize=(3.0 * columns, 3.7 * rows + legend), layout="constrained")
     panels: Any = figure.subplots(rows, columns, squeeze=False)
     for axes in panels.ravel()[len(scenes) :]:
         axes.set_axis_off()
@@ -347,10 +345,8 @@ def bird_eye_plot(summary: EvaluationSummary, scenes: Sequence[SceneView]) -> st
         )
         axes.set_title(f"{view.sample.scene}, {view.sample.command.value}", loc="left", fontsize=8.5)
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    figure.legend(handles, labels, loc="outside upper center", ncols=1 if columns == 1 else len(labels))
     return _figure(figure)
-
-
 
 
 def _compared(summary: EvaluationSummary) -> list[VariantSummary]:
@@ -377,7 +373,6 @@ def _shade(number: int, count: int) -> str:
     return shades[round(number * (len(shades) - 1) / max(1, count - 1))] if count > 3 else shades[number]
 
 
-
 def _interval_text(bucket: Bucket) -> str:
     low, high = bucket.complexity
     if low is None and high is None:
@@ -385,7 +380,6 @@ def _interval_text(bucket: Bucket) -> str:
     if low is None:
         return f"below {high:.2f} bits"
     return f"from {low:.2f} bits" if high is None else f"{low:.2f} to {high:.2f} bits"
-
 
 
 def _figure(figure: Any) -> str:

@@ -403,7 +403,7 @@ def _worst_figures(view: WorstView, summary: EvaluationSummary, recipe: PruningR
         caption = f"into the last stage: <b>{len(kept)}</b> of {recipe.layout.visual_tokens} tokens"
         blocks.append(_image_figure(pictures.jpeg(mosaic), f"kept tokens of {name}", caption))
     blocks.append(plots.bird_eye_plot(summary, [view.scene]))
-    traits = ", ".join(f"{aspect} {value}" for aspect, value in view.traits.items())
+    traits = ", ".join(view.traits.values())
     why = f", failed: {escape(planned.error)}" if planned.error else ""
     hits = f", {view.hits} of 6 steps collide" if view.hits else ", no collision"
     return (

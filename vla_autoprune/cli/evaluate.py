@@ -7,7 +7,7 @@ import importlib
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -44,7 +44,10 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 PROTOCOLS = "standard,uniad,stp3,vad"
+POLICIES = "autoprune,random"
 REPLICAS = 2
+FRAME_CHECKED = 200
+"""Samples, spread over the split, that tell whether predictions are in the frame they claim."""
 
 
 class PlanFrameName(str, Enum):
@@ -83,7 +86,7 @@ def evaluate(
         None, "--budgets", metavar="B,B,…", help="Budgets to run; all of the recipe's unless given."
     ),
     policies: str = typer.Option(
-        "autoprune,random",
+        POLICIES,
         "--policies",
         metavar="P,P,…",
         help="Ways to choose tokens at each budget: autoprune, random, uniform, fixed.",
@@ -139,7 +142,7 @@ def evaluate(
     --command-source future
 
     Plans of another model: vla-autoprune evaluate plan_conv.json --frame lidar --data /data/nuscenes
-    --version v1.0-trainval --command-source future --protocols uniad,stp3
+    --version v1.0-trainval --protocols uniad,stp3
     """
     from eval_nuscenes import report, summary
     from eval_nuscenes.bundle_run import BundleRun, SplitChoice
@@ -167,7 +170,16 @@ def evaluate(
     with gathered(faults):
         only = None if scenes is None else comma_list("--scenes", scenes, str, "scene-0103,scene-0916")
     with gathered(faults):
-        _check_combination(of_files, frame is not None, allow_missing, ray, budgets, policies)
+        _check_combination(
+            of_files,
+            for_bundles={
+                "--ray": ray is not None,
+                "--budgets": budgets is not None,
+                "--policies": policies != POLICIES,
+                "--command-source": command_source is CommandSource.FUTURE,
+            },
+            for_files={"--frame": frame is not None, "--allow-missing": allow_missing},
+        )
     if latency_ms is not None:
         with gathered(faults):
             _check_latency(latency_ms)
@@ -179,7 +191,8 @@ def evaluate(
         root=data,
         version=version,
         split=split,
-        command_source=command_source.value,
+        # What a predictions file was made from is not known; the future is there in any data set.
+        command_source="future" if of_files else command_source.value,
         limit=limit,
         scenes=only,
         ego_state=ego_state.value,
@@ -305,25 +318,14 @@ def _check_latency(latency_ms: float) -> None:
 
 
 def _check_combination(
-    of_files: bool | None,
-    frame: bool,
-    allow_missing: bool,
-    ray: str | None,
-    budgets: str | None,
-    policies: str,
+    of_files: bool | None, for_bundles: Mapping[str, bool], for_files: Mapping[str, bool]
 ) -> None:
-    """Refuse options that the other kind of source has no use for."""
+    """Refuse options, here with whether they were given, that the other kind of source has no use for."""
     if of_files is None:
         return
-    if of_files:
-        idle = {"--ray": ray is not None, "--budgets": budgets is not None}
-        idle["--policies"] = policies != "autoprune,random"
-        what = "a bundle, not predictions files"
-    else:
-        idle = {"--frame": frame, "--allow-missing": allow_missing}
-        what = "predictions files, not a bundle"
-    given = [option for option, there in idle.items() if there]
+    given = [option for option, there in (for_bundles if of_files else for_files).items() if there]
     if given:
+        what = "a bundle, not predictions files" if of_files else "predictions files, not a bundle"
         raise InputError(f"{', '.join(given)} is for {what}")
 
 
@@ -380,19 +382,21 @@ def _score_files(
     there = set(predictions.covered(read, samples.tokens, allow_missing))
     for each in read:
         console.print(f"{each.path}: {len(each.waypoints)} plans, {each.read_as}, frame {each.frame}")
-    chosen = [samples[index] for index, token in enumerate(samples.tokens) if token in there]
-    records = [
-        predictions.sample_record(sample, read) for sample in _progress(chosen, "read plans", len(chosen))
-    ]
+    places = [index for index, token in enumerate(samples.tokens) if token in there]
+    looked_at = places[:: max(1, len(places) // FRAME_CHECKED)]
     for each in read:
-        predictions.check_frame(each, chosen)
+        predictions.check_frame(each, (samples[index] for index in looked_at))
+    records = [
+        predictions.sample_record(samples[index], read)
+        for index in _progress(places, "take over plans", len(places))
+    ]
     variants = predictions.prediction_variants(read)
     digest = hashlib.sha256("".join(each.sha256 for each in read).encode()).hexdigest()
     key = evaluation.RunKey(
         planned_by=f"predictions {digest}",
         data_hash=samples.data_hash,
         variants=tuple(variant.name for variant in variants),
-        command_source=samples.command_source,
+        command_source="not known",
         code=evaluation.code_hash(),
         machine=evaluation.machine(),
         versions=evaluation.versions(),
