@@ -183,6 +183,20 @@ def test_exported_bundles_are_clean_where_they_are_meant_to_run(tiny_bundles):
         assert {finding.rule for finding in report.of(target)} == {"opset", "operator"}
 
 
+def test_a_target_that_would_refuse_gets_no_bundle(tiny_vla, tiny_recipes, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from engines.parity import export_checked
+    from vla_autoprune.errors import BundleError
+    from vla_autoprune.models.adapter import LlavaAdapter
+
+    whole = contract.graphs
+    monkeypatch.setattr(contract, "graphs", lambda *given: whole(*given)[-1:])  # the head alone is quick
+    model, recipe = LlavaAdapter(tiny_vla.model), tiny_recipes["plain"]
+    with pytest.raises(BundleError, match=r"the bundle is not for jetpack6: head, opset 23.*more findings"):
+        export_checked(model, tiny_vla, recipe, tmp_path / "b", opset=23, target="jetpack6")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_stored_stage_is_clean(stored_bundle):
     graph = stored_bundle.graphs["stage_00"]
     proto = onnx.load(stored_bundle.graph_file("stage_00"), load_external_data=False)

@@ -36,7 +36,9 @@ def test_an_export_is_checked_and_then_reused(model, tmp_path):
     ]
     first = CliRunner().invoke(app, command, catch_exceptions=False)
     assert "parity: 4 comparisons, 0 ties" in first.output
+    assert "rtx no findings" in first.output and "jetpack6 no findings" not in first.output
     bundle = load_bundle(tmp_path / "bundle")
+    assert "lint.json" in [entry.path for entry in bundle.manifest.files]
     assert [entry.path for entry in bundle.manifest.files if entry.role == "sample"] == [
         "samples/sample_00.npz",
         "samples/sample_01.npz",

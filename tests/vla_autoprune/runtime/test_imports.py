@@ -11,7 +11,7 @@ FORBIDDEN = ("torch", "transformers", "onnx", "onnxscript", "nuscenes", "matplot
 @pytest.mark.parametrize(
     "modules",
     [
-        "vla_autoprune.runtime.planner, engines.onnxruntime",
+        "vla_autoprune.runtime.planner, engines.onnxruntime, engines.backends, engines.verify",
         "vla_autoprune.runtime.slope_losses",
         "vla_autoprune.cli",
     ],
