@@ -28,7 +28,7 @@ VERSIONS = {
     "tensorrt-10.13.3.9": ("tensorrt-cu13-bindings==10.13.3.9",),  # JetPack 7
     "tensorrt-11.4.0.106": ("tensorrt-cu13-bindings==11.4.0.106",),
     "cuda-12.6.2.post1": ("cuda-python==12.6.2.post1",),  # JetPack 6
-    "cuda-12.9.2": ("cuda-bindings==12.9.2",),
+    "cuda-12.9.10": ("cuda-bindings==12.9.10", "cuda-pathfinder"),
     "cuda-13.0.2": ("cuda-bindings==13.0.2", "cuda-pathfinder"),  # JetPack 7
     "cuda-13.5.0": ("cuda-bindings==13.5.0", "cuda-pathfinder"),
 }
