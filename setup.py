@@ -87,6 +87,7 @@ setup(
                 ),
             )
         ],
+        "tensorrt": ["cuda-python>=12.6"],  # TensorRT itself comes with JetPack, or from pip install tensorrt
         "dev": [
             "ruff>=0.12",
             "mypy>=1.15",

@@ -83,7 +83,8 @@ def build_engines(
         BackendError: TensorRT or CUDA are absent, or TensorRT refuses a graph; the message has its reason.
     """
     version = require_tensorrt()
-    gpu = Cuda(device).gpu
+    cuda = Cuda(device)
+    gpu = cuda.gpu
     folder = engine_folder(bundle, gpu)
     folder.mkdir(parents=True, exist_ok=True)
     say = progress or (lambda graph, index, count, what, share: None)
@@ -99,7 +100,7 @@ def build_engines(
             records.append(read_record(folder, graph.name, how_to_build(bundle)))
             continue
         begin = time.perf_counter()
-        plan = _build(bundle, graph, options, folder / TIMING_CACHE, tell)
+        plan = _build(bundle, graph, options, cuda, folder / TIMING_CACHE, tell)
         record = EngineRecord(
             engine_version=ENGINE_VERSION,
             graph=graph.name,
@@ -109,17 +110,23 @@ def build_engines(
             compute_capability=gpu.compute_capability,
             options=options,
             profiles=tuple(graph.variants),
-            bytes=len(plan),
+            bytes=plan.nbytes,
             sha256=digest(plan),
             build_seconds=time.perf_counter() - begin,
         )
         write_engine(folder, record, plan)
         records.append(record)
+    cuda.close()
     return BuiltEngines(folder, gpu, tuple(records), tuple(reused))
 
 
 def _build(
-    bundle: Bundle, graph: Graph, options: BuildOptions, cache_file: Path, tell: Callable[[str, float], None]
+    bundle: Bundle,
+    graph: Graph,
+    options: BuildOptions,
+    cuda: Cuda,
+    cache_file: Path,
+    tell: Callable[[str, float], None],
 ) -> memoryview:
     """One graph's serialized engine."""
     import tensorrt as trt
@@ -145,7 +152,7 @@ def _build(
     cache = _attach_timings(config, cache_file)
     monitor = _make_monitor(tell)
     config.progress_monitor = monitor
-    plan = _serialize(builder, network, config, monitor)
+    plan = _serialize(builder, network, config, monitor, cuda)
     if plan is None:
         raise BackendError(
             f"TensorRT {trt.__version__} cannot build {graph.name}: {said(problems)}; if memory ran out, "
@@ -228,11 +235,16 @@ def _make_monitor(tell: Callable[[str, float], None]) -> Any:
 
 
 def _serialize(
-    builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig, monitor: Any
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    config: trt.IBuilderConfig,
+    monitor: Any,
+    cuda: Cuda,
 ) -> trt.IHostMemory | None:
     """Build beside the main thread, which stays free to notice an interrupt and stop the builder."""
 
     def build() -> trt.IHostMemory | None:
+        cuda.select()
         return builder.build_serialized_network(network, config)
 
     with ThreadPoolExecutor(1, thread_name_prefix="tensorrt-build") as pool:

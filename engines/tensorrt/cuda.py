@@ -111,7 +111,7 @@ class Cuda:
         require_cuda()
         from cuda.bindings import runtime as cudart
 
-        self.capturing = False
+        self.device, self.capturing = device, False
         self._held: dict[int, int] = {}
         self._pinned: list[tuple[int, int]] = []
         try:
@@ -120,7 +120,7 @@ class Cuda:
             raise BackendError(f"CUDA cannot be used: {error}; install the GPU's driver") from error
         if not 0 <= device < count:
             raise BackendError(f"device is {device}; this machine has {count} CUDA devices, from 0 on")
-        self.done(cudart.cudaSetDevice(device), f"selecting device {device}")
+        self.select()
         asking = f"asking device {device} its name"
         properties: cudart.cudaDeviceProp = self.done(cudart.cudaGetDeviceProperties(device), asking)[0]
         self.gpu = Gpu(
@@ -146,6 +146,12 @@ class Cuda:
         if status == cudart.cudaError_t.cudaSuccess:
             return tuple(values)
         raise BackendError(f"CUDA failed when {doing}: {status.name}; {_WAYS_OUT.get(status.name, _LOST)}")
+
+    def select(self) -> None:
+        """Make the device the calling thread's; CUDA gives every new thread device 0."""
+        from cuda.bindings import runtime as cudart
+
+        self.done(cudart.cudaSetDevice(self.device), f"selecting device {self.device}")
 
     def memory_mib(self) -> tuple[int, int]:
         """Free and total device memory now."""

@@ -49,6 +49,9 @@ def test_every_variant_is_a_static_profile_of_its_graphs_engine(bundle, make_dou
     assert record.bundle_id == bundle.manifest.bundle_id
     assert named(double.calls, "IBuilderConfig.set_memory_pool_limit")[0][0][1] == 512 << 20
     assert len(named(double.calls, "IBuilderConfig.clear_flag")) == len(bundle.graphs)
+    # The builder works in a thread of its own, and CUDA gives every new thread device 0.
+    assert len(named(double.gpu.calls, "cudaSetDevice")) == 1 + len(bundle.graphs)
+    assert not double.gpu.blocks
 
 
 def test_options_reach_the_builder(bundle, make_double):
