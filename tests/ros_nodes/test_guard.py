@@ -197,12 +197,27 @@ def test_a_stop_follows_the_bend_and_fades_an_offset_out() -> None:
     beside = on_plan._replace(y=on_plan.y + 0.5)
     stop = stop_along(plan, now_ns, beside, 8.0, 2.0, 6.0, 2.0)
     assert stop is not None and not any(faults_of(stop, SETTINGS, 8.0))
-    x, y, heading = stop.poses[-1]
     cosine, sine = np.cos(beside.heading), np.sin(beside.heading)
-    end = beside.x + cosine * x - sine * y, beside.y + sine * x + cosine * y
-    radius = np.hypot(end[0], end[1] - 1 / 0.04)
-    assert radius == pytest.approx(1 / 0.04, abs=0.05)
-    assert heading + beside.heading == pytest.approx(np.arctan2(end[0], 1 / 0.04 - end[1]), abs=0.02)
+    x = beside.x + cosine * stop.poses[:, 0] - sine * stop.poses[:, 1]
+    y = beside.y + sine * stop.poses[:, 0] + cosine * stop.poses[:, 1]
+    aside = 1 / 0.04 - np.hypot(x, y - 1 / 0.04)
+    assert 0.3 < aside[0] < 0.5
+    assert aside[-1] == pytest.approx(0.0, abs=0.05)
+    end = stop.poses[-1, 2] + beside.heading
+    assert end == pytest.approx(np.arctan2(x[-1], 1 / 0.04 - y[-1]), abs=0.02)
+
+
+def test_a_stop_that_would_break_the_limits_becomes_a_stop_command() -> None:
+    guard = Guard(replace(SETTINGS, plans_to_recover=1))
+    plan = drive(5.0, bend=0.1)
+    guard.take_odometry(START_NS, Motion(Pose(0.0, 0.0, 0.0), 5.0, 0.5))
+    assert guard.take_plan(plan, START_NS, 0.0) is None
+    for ms in range(100, 1400, 100):  # on the bend, but meanwhile far too fast for it
+        now_ns = START_NS + ms * MS
+        motion = Motion(plan.at(now_ns), 5.0 if ms < 1000 else 12.0, 0.5)
+        assert guard.take_odometry(now_ns, motion) == ""
+    assert guard.output(now_ns, 1.3).is_stop
+    assert guard.state is State.STOPPED
 
 
 def test_a_short_plan_makes_it_brake_harder() -> None:

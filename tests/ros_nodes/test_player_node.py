@@ -22,7 +22,9 @@ from std_msgs.msg import String
 from eval_nuscenes.nuscenes_reader import NuScenesSplit
 from eval_nuscenes.nuscenes_writer import VERSION, dataset_options, write_dataset
 from ros_nodes import topics
+from ros_nodes.limits import GuardSettings, faults_of
 from ros_nodes.messages import heading_of_quaternion, stamp_ns_of, trajectory_of
+from ros_nodes.motion import Trajectory
 from vla_autoprune.frame import CAMERAS
 
 
@@ -95,6 +97,18 @@ def test_it_loops_with_the_clock_jumping_back_until_it_is_interrupted(bench, dat
 
     bench.until(jumped_back, "the second lap", patience_s=60.0)
     assert player.interrupt() == 0
+
+
+def test_the_driver_of_the_data_keeps_the_limits_of_the_guard(data_root) -> None:
+    judged = 0
+    for sample in NuScenesSplit(data_root, VERSION, "val"):
+        poses = sample.future_in_ego[sample.future_exists]
+        if len(poses) >= 4:
+            due_ns = np.arange(1, len(poses) + 1) * 500_000_000
+            trajectory = Trajectory(0, topics.EGO_FRAME, due_ns, poses)
+            assert not list(faults_of(trajectory, GuardSettings(), sample.ego.speed_mps))
+            judged += 1
+    assert judged
 
 
 def test_it_says_what_is_wrong_and_ends(bench, tmp_path) -> None:
