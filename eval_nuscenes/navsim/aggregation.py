@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -102,7 +102,8 @@ def two_stage(scores: Sequence[FrameScore], groups: Sequence[Stages]) -> TwoStag
     """
     _check(scores)
     by_token = {score.token: score for score in scores}
-    _check_groups(by_token, groups)
+    check_stages(groups, by_token)
+    _check_gaps(by_token, groups)
     frames, weights = {}, {}
     products, first_rows, second_rows = [], [], []
     for group in groups:
@@ -170,23 +171,38 @@ def _check(scores: Sequence[FrameScore]) -> None:
         raise InputError("frames of devkit v1 (PDMS) and v2 (EPDMS) are mixed; score them apart")
 
 
-def _check_groups(by_token: Mapping[str, FrameScore], groups: Sequence[Stages]) -> None:
+def check_stages(groups: Sequence[Stages], tokens: Container[str]) -> None:
+    """Refuse groups that cannot be scored, before any work.
+
+    Args:
+        groups: of a two-stage test.
+        tokens: of the frames there are.
+
+    Raises:
+        InputError: there is no group, a frame is missing, or a group has no second stage.
+    """
     if not groups:
         raise InputError("two-stage scoring needs at least one group of frames")
-    pairs = [pair for group in groups for pair in [(group.now, group.previous), *group.second]]
-    missing = sorted({token for pair in pairs for token in pair if token not in by_token})
+    missing = sorted({token for pair in _pairs(groups) for token in pair if token not in tokens})
     if missing:
         raise InputError(
-            f"{len(missing)} frames of the stages have no score: {', '.join(missing)}; "
-            "two-stage scoring needs all"
+            f"{len(missing)} frames of the stages have no plan or scene: {', '.join(missing[:20])}"
+            f"{', …' if len(missing) > 20 else ''}; two-stage scoring needs all"
         )
     alone = [group.now for group in groups if not group.second]
     if alone:
         raise InputError(f"frames without a second stage: {', '.join(alone)}")
+
+
+def _check_gaps(by_token: Mapping[str, FrameScore], groups: Sequence[Stages]) -> None:
     apart = [
         f"{now} is {gap:.3f} s after {previous}"
-        for now, previous in pairs
+        for now, previous in _pairs(groups)
         if not 0 < (gap := _gap_s(by_token[now], by_token[previous])) < NEIGHBOUR_GAP_S
     ]
     if apart:
         raise InputError(f"neighbours must be less than {NEIGHBOUR_GAP_S} s apart: {'; '.join(apart)}")
+
+
+def _pairs(groups: Sequence[Stages]) -> list[tuple[str, str]]:
+    return [pair for group in groups for pair in [(group.now, group.previous), *group.second]]

@@ -87,6 +87,8 @@ def score(
     tokens = [token for token in found if token in planned]
     if not tokens:
         raise InputError(f"no plan of {plans} belongs to a scene of {scenes}; are they of the same split?")
+    if groups is not None:
+        aggregation.check_stages(groups, tokens)
     jobs = [runs.ScoreJob(found[token], planned[token], human_filter) for token in tokens]
     scores = _share("score", runs.score_job, jobs, workers)
     metric = scores[0].metric

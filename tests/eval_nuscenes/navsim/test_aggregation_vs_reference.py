@@ -98,7 +98,7 @@ def test_two_stages(golden: Any) -> None:
 
 def test_two_stages_need_every_frame(golden: Any) -> None:
     frames, groups, _ = staged(golden)
-    with pytest.raises(InputError, match="1 frames of the stages have no score: g0_s1_now"):
+    with pytest.raises(InputError, match="1 frames of the stages have no plan or scene: g0_s1_now"):
         two_stage([frame for frame in frames if frame.token != "g0_s1_now"], groups)
     late = [replace(frame, time_us=0) if frame.token == "g1_prev" else frame for frame in frames]
     with pytest.raises(InputError, match=r"g1_now is \d+\.\d+ s after g1_prev"):

@@ -109,4 +109,4 @@ def test_two_stages(golden: Any, run: Run, tmp_path: Path) -> None:
     stages.write_text('[["ec_now", "absent", []]]')
     status, printed = run("score", scenes, plans, "--stages", stages, "--out", tmp_path / "out")
     assert status == 2
-    assert "1 frames of the stages have no score: absent" in printed
+    assert "1 frames of the stages have no plan or scene: absent" in printed
