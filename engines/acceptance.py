@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.verify import Gates, Sample, read_sample, verify_bundle
+from engines.verify import Gates, Sample, agree, read_sample, verify_bundle
 from vla_autoprune import __version__
 from vla_autoprune.bundle import Bundle
 from vla_autoprune.errors import ParityError, PlanError
@@ -192,12 +192,10 @@ def _run(pipeline: Pipeline, sample: Sample, bucket: Bucket, timings: Timings) -
 
 
 def _off(pipeline: Pipeline, sample: Sample, bucket: Bucket) -> tuple[float, float]:
-    """1 - cosine and norm ratio - 1 of the worst row of logits."""
-    found = _run(pipeline, sample, bucket, Timings()).astype(np.float64)
-    wanted = sample.answers[bucket.name].logits.astype(np.float64)
-    norms = np.linalg.norm(found, axis=1), np.linalg.norm(wanted, axis=1)
-    cosine = (found * wanted).sum(axis=1) / (norms[0] * norms[1])
-    return float(1 - cosine.min()), float(np.abs(norms[0] / norms[1] - 1).max())
+    """1 - cosine of the worst row of logits, and how far a norm ratio is from 1."""
+    logits = _run(pipeline, sample, bucket, Timings())
+    cosine, ratio = agree(logits, sample.answers[bucket.name].logits)
+    return 1 - cosine, abs(ratio - 1)
 
 
 def _captured_is_right(pipeline: Pipeline, sample: Sample, gates: Gates) -> Check:

@@ -309,7 +309,7 @@ def _compare(
     pipeline.encode(timings)
     if first:
         features = pipeline.features()[0]
-        yield ("all", contract.VISION, "features", *_agree(feature_rows(features[0]), sample.features))
+        yield ("all", contract.VISION, "features", *agree(feature_rows(features[0]), sample.features))
     prefill = pipeline.prefill(sample.token_ids, sample.length, lambda _: bucket, timings, inspect=inspect)
     logits = [prefill.logits.copy()]
     for token in answer.tokens[:-1]:
@@ -317,24 +317,32 @@ def _compare(
 
     if first:
         found, wanted = np.array([[prefill.complexity]]), np.array([[sample.complexity]])
-        yield ("all", contract.stage_name(0), "complexity", *_agree(found, wanted))
+        yield ("all", contract.stage_name(0), "complexity", *agree(found, wanted))
     same = True
     for stage, wanted in enumerate(answer.hidden):
         name = contract.stage_name(stage)
         rows = text_rows(layout, prefill.kept_visual[stage], sample.length)
-        yield (bucket.name, name, "hidden", *_agree(hidden[stage][rows], wanted))
+        yield (bucket.name, name, "hidden", *agree(hidden[stage][rows], wanted))
         if stage == len(answer.scores):
             continue
         # Once other tokens were kept, scores belong to others; that has been told where it began.
         if same:
-            yield (bucket.name, name, "score", *_agree(scores[stage][None], answer.scores[stage][None]))
+            yield (bucket.name, name, "score", *agree(scores[stage][None], answer.scores[stage][None]))
             yield (bucket.name, name, "kept", *_same_kept(prefill, answer, stage))
         same = np.array_equal(prefill.kept_visual[stage + 1], answer.kept[stage + 1])
-    yield (bucket.name, contract.HEAD, "logits", *_agree(np.stack(logits), answer.logits))
+    yield (bucket.name, contract.HEAD, "logits", *agree(np.stack(logits), answer.logits))
 
 
-def _agree(found: NDArray, wanted: NDArray) -> tuple[float, float]:
-    """Cosine of the worst row, and the norm ratio furthest from 1; not a number if shapes differ."""
+def agree(found: NDArray, wanted: NDArray) -> tuple[float, float]:
+    """Compare two tensors of rows.
+
+    Args:
+        found: [rows, width].
+        wanted: [rows, width].
+
+    Returns:
+        Cosine of the worst row, and the norm ratio furthest from 1; not numbers if shapes differ.
+    """
     if found.shape != wanted.shape:
         return math.nan, math.nan
     left, right = found.astype(np.float64), wanted.astype(np.float64)

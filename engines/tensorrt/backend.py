@@ -19,7 +19,7 @@ from engines.tensorrt.engine_files import (
     require_fit,
     require_tensorrt,
 )
-from engines.tensorrt.log import make_log, said
+from engines.tensorrt.log import SEE, make_log, said
 from vla_autoprune.bundle import Bundle
 from vla_autoprune.contract import ElementType, Graph
 from vla_autoprune.errors import BackendError
@@ -66,7 +66,9 @@ class TensorRtBackend:
         try:
             self._runtime: trt.Runtime = trt.Runtime(make_log(self._problems))
         except TypeError as error:
-            raise BackendError(f"TensorRT {version} gives no runtime: {said(self._problems)}") from error
+            raise BackendError(
+                f"TensorRT {version} gives no runtime: {said(self._problems)}; {SEE}"
+            ) from error
         self._engines: dict[str, trt.ICudaEngine] = {
             name: self._load(bundle, graph, place, version) for name, graph in self.graphs.items()
         }

@@ -31,7 +31,7 @@ from engines.tensorrt.engine_files import (
     require_tensorrt,
     write_engine,
 )
-from engines.tensorrt.log import make_log, said
+from engines.tensorrt.log import SEE, make_log, said
 from vla_autoprune.bundle import Bundle
 from vla_autoprune.contract import Graph
 from vla_autoprune.errors import BackendError
@@ -136,7 +136,7 @@ def _build(
     try:
         builder = trt.Builder(log)
     except TypeError as error:  # what the bindings raise where the library gives no builder
-        raise BackendError(f"TensorRT {trt.__version__} gives no builder: {said(problems)}") from error
+        raise BackendError(f"TensorRT {trt.__version__} gives no builder: {said(problems)}; {SEE}") from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     path = bundle.graph_file(graph.name)

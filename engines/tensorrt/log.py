@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 
+SEE = "see whether nvidia-smi (on a Jetson tegrastats) shows the GPU, and a driver new enough for TensorRT"
+"""The way out where TensorRT gives nothing, not even a reason."""
+
+
 def make_log(problems: deque[str]) -> trt.ILogger:
     """A logger that keeps warnings and errors instead of printing them.
 

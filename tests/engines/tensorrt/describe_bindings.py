@@ -95,14 +95,10 @@ def describe(name: str, cache: Path) -> dict:
     Raises:
         Unavailable: wheels or compiler are missing.
     """
-    site = _unpacked(name, cache)
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    if name.startswith("tensorrt"):
-        environment["LD_LIBRARY_PATH"] = str(_stubs(name.split("-")[1].split(".")[0], cache))
     kind = name.split("-")[0]
     done = subprocess.run(
         [sys.executable, str(Path(__file__).resolve()), "--inside", kind],
-        env=environment,
+        env=environment(cache, name),
         capture_output=True,
         text=True,
         timeout=120,
@@ -111,6 +107,19 @@ def describe(name: str, cache: Path) -> dict:
     if done.returncode:
         raise RuntimeError(f"{name} cannot be described: {done.stderr[-2000:]}")
     return json.loads(done.stdout)
+
+
+def environment(cache: Path, *names: str) -> dict[str, str]:
+    """Variables under which a process can import the real packages.
+
+    Raises:
+        Unavailable: wheels or compiler are missing.
+    """
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join(str(_unpacked(name, cache)) for name in names)}
+    for name in names:
+        if name.startswith("tensorrt"):
+            found["LD_LIBRARY_PATH"] = str(_stubs(name.split("-")[1].split(".")[0], cache))
+    return found
 
 
 def text_of(description: dict) -> str:

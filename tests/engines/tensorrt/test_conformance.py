@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -86,3 +89,68 @@ def test_descriptions_are_those_of_the_real_bindings(describe_bindings, name):
         pytest.skip(str(error))
     committed = (HERE / "bindings" / f"{name}.json").read_text()
     assert describe_bindings.text_of(found) == committed, "renew with describe_bindings.py, see what changed"
+
+
+WITH_REAL_BINDINGS = """
+import sys
+from collections import deque
+from pathlib import Path
+
+import tensorrt_bindings as trt
+
+sys.modules["tensorrt"] = trt
+from engines.tensorrt.build import _build, _make_monitor
+from engines.tensorrt.cuda import Cuda
+from engines.tensorrt.engine_files import BuildOptions, require_tensorrt
+from engines.tensorrt.log import make_log
+from vla_autoprune.bundle import load_bundle
+from vla_autoprune.errors import BackendError
+
+problems, told = deque(maxlen=2), []
+log = make_log(problems)
+log.log(trt.ILogger.Severity.ERROR, "broken\\nin two")
+log.log(trt.ILogger.Severity.INFO, "fine")
+assert list(problems) == ["broken in two"], problems
+monitor = _make_monitor(lambda what, share: told.append((what, share)))
+monitor.phase_start("phase", None, 2)
+assert monitor.step_complete("phase", 0)
+monitor.stopped = True
+assert not monitor.step_complete("phase", 1)
+monitor.phase_finish("phase")
+assert told == [("phase", 0.0), ("phase", 0.5), ("phase", 1.0)], told
+
+bundle = load_bundle(Path(sys.argv[1]))
+print(require_tensorrt())
+for attempt in (
+    lambda: _build(bundle, bundle.graphs["stage_00"], BuildOptions(), None, Path("timing"), print),
+    lambda: Cuda(0),
+):
+    try:
+        attempt()
+    except BackendError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TENSORRT)
+def test_our_logger_monitor_and_refusals_work_with_the_real_bindings(describe_bindings, stored_bundle, name):
+    """As far as the libraries' stubs go: they give null for a builder, and here is no GPU."""
+    try:
+        variables = describe_bindings.environment(describe_bindings.default_cache(), name, "cuda-12.9.10")
+    except describe_bindings.Unavailable as error:
+        pytest.skip(str(error))
+    variables["PYTHONPATH"] += os.pathsep + str(HERE.parents[2])
+    variables["CUDA_VISIBLE_DEVICES"] = ""
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_REAL_BINDINGS, str(stored_bundle.path)],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    version, builder, gpu = done.stdout.splitlines()
+    assert version == name.removeprefix("tensorrt-")
+    assert builder.startswith(f"TensorRT {version} gives no builder: ")
+    assert gpu.startswith("CUDA failed when looking for a GPU: cudaError")
