@@ -86,3 +86,10 @@ def test_a_wheel_holds_programs_and_shared_files(source):
     assert {f"share/vla_autoprune/{name}" for name in SHARED} <= set(data)
     for name in PROGRAMS:
         assert data[f"lib/vla_autoprune/{name}"] & 0o111, name
+
+
+def test_every_program_runs_a_module_that_is_there():
+    for name in PROGRAMS:
+        text = (REPOSITORY / "scripts" / name).read_text()
+        module = text.split("from ")[1].split(" import main")[0]
+        assert (REPOSITORY / f"{module.replace('.', '/')}.py").is_file(), name

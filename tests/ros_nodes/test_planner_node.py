@@ -29,6 +29,7 @@ from visualization_msgs.msg import MarkerArray
 from engines.onnxruntime import OnnxRuntimeBackend
 from ros_nodes import topics
 from ros_nodes.messages import path_message, stamp_ns_of, time_message
+from ros_nodes.planner_node import PARAMETERS
 from vla_autoprune.frame import CAMERAS, Command, EgoState, Frame
 from vla_autoprune.images import decode_image
 from vla_autoprune.runtime.planner import Planner
@@ -385,6 +386,18 @@ def test_odometry_that_stops_jumps_or_is_nonsense(drive):
     assert status.level != OK and values["count_odometry_not_finite"] == "1"
 
 
+def test_topics_that_are_mixed_up_are_noticed(drive):
+    drive.begin()
+    stamp_ns = drive.send(1)
+    assert drive.status_of(stamp_ns)[0] == "ok"
+    message = CompressedImage(format="jpeg", data=jpeg(1))
+    message.header.stamp = time_message(drive.now_ns())
+    message.header.frame_id = "CAM_FRONT"
+    drive.cameras["CAM_BACK"].publish(message)
+    drive.bench.spin(0.3)
+    assert drive.status_of(drive.send(2))[2]["count_CAM_BACK_miswired"] == "1"
+
+
 def test_no_command_no_plan(drive):
     drive.begin(initial_command="none")
     level, message, _ = drive.status_of(drive.send(1))
@@ -454,6 +467,15 @@ def test_two_planners_on_one_topic(drive, bench):
     end = time.monotonic() + 20.0
     while not drive.planner.transition("activate"):
         assert time.monotonic() < end
+
+
+def test_the_documentation_lists_every_parameter(repository):
+    text = (repository / "docs" / "ros.md").read_text()
+    for parameter in PARAMETERS:
+        default = str(parameter.default).lower() if isinstance(parameter.default, bool) else parameter.default
+        shown = f"`{default}`" if default != "" else ""
+        allowed = parameter.allowed.replace("'", "`")
+        assert f"| `{parameter.name}` | {shown} | {allowed} | {parameter.description} |" in text
 
 
 def test_wrong_overrides_are_refused_when_configured_and_interrupts_end_in_order(drive, bench):
