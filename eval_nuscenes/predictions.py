@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eval_nuscenes.evaluation import ConstantVelocity, PlanRecord, SampleRecord, Variant, plan_record
 from eval_nuscenes.metrics import STEPS
+from eval_nuscenes.navsim.unpickling import array_of, read_pickle
 from eval_nuscenes.nuscenes_reader import Sample
 from vla_autoprune.errors import InputError
 from vla_autoprune.files import first_fault
@@ -105,7 +106,7 @@ def read_predictions(path: Path, frame: PlanFrame | None = None) -> Predictions:
     """Read a result file of any kind that docs/evaluation.md describes.
 
     Args:
-        path: JSON or JSON lines.
+        path: JSON, JSON lines, or a pickle of plain values and numpy arrays.
         frame: of its waypoints; needed where the kind of file does not fix it.
 
     Returns:
@@ -115,16 +116,11 @@ def read_predictions(path: Path, frame: PlanFrame | None = None) -> Predictions:
         InputError: it is of no known kind, its frame is unknown or contradicts `frame`, or any of its plans
             is repeated, not finite, of another horizon, or cannot be read: all are counted, ten are listed.
     """
-    if path.suffix in _PICKLES:
-        raise InputError(
-            f"{path} is a pickle, which may run code when it is opened; write its plans as JSON, "
-            '{token: [[x, y], … 6 of them]}: docs/evaluation.md shows how for UniAD, VAD and GPT-Driver'
-        )
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"predictions {path} cannot be read: {error.strerror}") from error
-    found = _recognise(path, content)
+    found = _of_document(path, _pickled(path), []) if path.suffix in _PICKLES else _recognise(path, content)
     if found.frame is None and frame is None:
         raise InputError(
             f"{path} ({found.read_as}) does not say which frame its waypoints are in; give --frame ego "
@@ -334,6 +330,35 @@ def _recognise(path: Path, content: bytes) -> _Found:
         raise InputError(
             f"{path} is neither JSON nor JSON lines ({error}); it is truncated or edited"
         ) from error
+    return _of_document(path, document, repeated)
+
+
+def _pickled(path: Path) -> Any:
+    """What a pickle holds, with lists for arrays; nothing in it is run."""
+    try:
+        return _plain(read_pickle(path, compressed=False))
+    except InputError as error:
+        raise InputError(
+            f"{error}; of pickles, only plain values and numpy arrays are read: write the plans as JSON, "
+            "docs/predictions.md shows how for UniAD and VAD"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    array = array_of(value)
+    if isinstance(array, (np.ndarray, np.generic)):
+        return array.tolist()
+    raise InputError(f"it holds a {type(value).__name__}")
+
+
+def _of_document(path: Path, document: Any, repeated: Sequence[tuple[str, Any]]) -> _Found:
+    """Tell the kinds of files apart by what they look like."""
     if isinstance(document, dict) and "format" in document:
         return _own(path, document)
     for read in (_vad, _answers, _token_map):

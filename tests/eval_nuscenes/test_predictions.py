@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,11 +108,25 @@ def test_a_frame_is_never_guessed(tmp_path: Path) -> None:
         read_predictions(write(tmp_path / "plans.json", {"t1": AHEAD}))
 
 
-def test_pickles_are_not_opened(tmp_path: Path) -> None:
-    path = tmp_path / "results.pkl"
-    path.write_bytes(b"cos\nsystem\n(S'touch /tmp/owned'\ntR.")
-    with pytest.raises(InputError, match=r"is a pickle, which may run code .* write its plans as JSON"):
+def test_pickles_of_numpy_arrays_are_read(tmp_path: Path) -> None:
+    plans = {"t1": np.array([RIGHT_AHEAD]), "t2": np.array(RIGHT_AHEAD, dtype=np.float32)}
+    path = tmp_path / "pred_trajs_dict.pkl"
+    path.write_bytes(pickle.dumps(plans))
+    found = read_predictions(path, "lidar")
+    assert found.read_as == "token to waypoints"
+    np.testing.assert_allclose(found.waypoints["t2"], RIGHT_AHEAD)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"cos\nsystem\n(S'touch %s'\ntR.", pickle.dumps({"t1": 1j}), b"\x80\x04"],
+)
+def test_other_pickles_are_refused_and_run_nothing(content: bytes, tmp_path: Path) -> None:
+    path, sign = tmp_path / "results.pkl", tmp_path / "ran"
+    path.write_bytes(content.replace(b"%s", str(sign).encode()))
+    with pytest.raises(InputError, match=r"only plain values and numpy arrays are read: write the plans as"):
         read_predictions(path, "lidar")
+    assert not sign.exists()
 
 
 def test_samples_without_a_plan_are_listed_or_left_out(tmp_path: Path) -> None:
