@@ -66,7 +66,7 @@ setup(
         ],
         "ray": ["ray>=2.40"],
         "viz": ["rerun-sdk>=0.22", "foxglove-sdk>=0.14"],
-        "record": ["rosbags>=0.10"],
+        "record": ["rosbags>=0.11"],
         "ros-test": [
             f"ros-kilted-{name}; sys_platform == 'linux' and platform_machine == 'x86_64'"
             for name in (

@@ -16,6 +16,7 @@ from ros_nodes.messages import trajectory_of
 from ros_nodes.open_loop import OnlineScores
 from ros_nodes.parameters import NodeParameters, Parameter
 from ros_nodes.programs import run_program
+from vla_autoprune.errors import InputError
 from vla_autoprune.files import write_whole
 
 PARAMETERS = (
@@ -38,6 +39,9 @@ class OpenLoopMonitor(Node):
     def __init__(self, **options: Any) -> None:
         super().__init__("open_loop_monitor", **options)
         self._settings = NodeParameters(self, PARAMETERS).read()
+        folder = Path(self._settings["out"]).parent
+        if not folder.is_dir():
+            raise InputError(f"parameter out is {self._settings['out']!r}: there is no directory {folder}")
         self.done = False
         self._scores = OnlineScores((self._settings["scored_point_x_m"], self._settings["scored_point_y_m"]))
         self._last_seen_s: float | None = None

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from vla_autoprune.cli import app
 from vla_autoprune.cli.options import THREADS, require_directory, require_file
+from vla_autoprune.errors import InputError
 from vla_autoprune.files import write_whole
+from vla_autoprune.progress import progress_bar
 
 if TYPE_CHECKING:
     from ros_nodes.replay import Replayed
@@ -42,10 +43,15 @@ def record(
 
     Example: vla-autoprune record drives/monday
     """
-    from ros_nodes.programs import run_program
-    from ros_nodes.recording import Recorder
-
     require_directory("DIR", out.parent)
+    try:
+        from ros_nodes.programs import run_program
+        from ros_nodes.recording import Recorder
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error.name} is not there; source a ROS 2, or pip install 'vla_autoprune[ros-test]'"
+        ) from error
+
     arguments = ["--ros-args", "-p", f"out:={out}", "-r", f"__ns:={namespace}"]
     sys.exit(run_program(Recorder, arguments))
 
@@ -84,15 +90,11 @@ def replay(
     opened = load_bundle(bundle)
     planner = Planner(opened, OnnxRuntimeBackend(opened, threads=threads))
     console = Console(soft_wrap=True)
-    plans = list(
-        track(
-            plans_of(
-                recording, opened.recipe.layout.cameras, planner.plan_in_bucket, acceleration_source.value
-            ),
-            description="plans again",
-            console=Console(stderr=True),
-        )
+    again = plans_of(
+        recording, opened.recipe.layout.cameras, planner.plan_in_bucket, acceleration_source.value
     )
+    with progress_bar() as bar:
+        plans = list(bar.track(again, description="plans again"))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, (json.dumps([asdict(plan) for plan in plans], indent=1) + "\n").encode())
