@@ -164,7 +164,7 @@ class Pipeline:
             token_ids: [N] of the layout's length; those at visual positions are ignored.
             length: tokens before the padding.
             choose: picks the bucket from the complexity.
-            timings: receives embed, stage_XX, select_XX, head and their sum prefill.
+            timings: receives embed, stage_XX, store_00, select_XX, head and their sum prefill.
             ranking: [V] scores that replace the stages' own at every pruning point.
             inspect: shown the outputs of every stage, to find where a difference begins.
 
@@ -281,7 +281,8 @@ class Pipeline:
             if step.graph.startswith("stage"):
                 ranks = following is not None and not following.graph.startswith("stage")
                 work = partial(self._finish_stage, step, stage, bucket, ranks)
-                result.append((step.graph, work, step))
+                # Stage 0 has run by then; only its keys and values are left to do.
+                result.append((step.graph if stage else "store_00", work, step))
                 stage += 1
             else:
                 work = partial(self._run_and_fetch, step, "kept")

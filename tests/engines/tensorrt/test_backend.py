@@ -125,6 +125,25 @@ def test_a_nan_from_a_stage_is_an_error_and_the_next_frame_plans(planner):
     assert planner.plan(frame(0)).text == good.text
 
 
+@pytest.mark.parametrize(
+    "spoiled,message",
+    [
+        (("stage_00", "complexity"), "complexity of stage_00 is nan"),
+        (("stage_00", "score"), "scores of stage_00 are not finite"),
+        (("stage_01", "hidden_out"), "logits contain NaN"),
+        (("stage_01", "new_v_02"), "logits contain NaN"),
+        (("head", "logits"), "logits contain NaN"),
+    ],
+)
+def test_a_nan_born_in_any_stage_is_an_error_and_the_next_frame_plans(planner, built, spoiled, message):
+    good = planner.plan(frame(0))
+    built.spoiled = spoiled
+    with pytest.raises(PlanError, match=message):
+        planner.plan(frame(0))
+    built.spoiled = None
+    assert planner.plan(frame(0)).text == good.text
+
+
 def test_closing_gives_everything_back(bundle, built):
     planner = Planner(bundle, TensorRtBackend(bundle), budget=0.4)
     planner.plan(frame(0))
@@ -191,10 +210,19 @@ def test_an_engine_tensorrt_cannot_load_is_named_with_the_free_memory(bundle, bu
         TensorRtBackend(bundle)
 
 
-def test_a_profile_of_other_shapes_is_named(bundle, built):
+@pytest.mark.parametrize(
+    "missing,message",
+    [
+        (False, r"profile 1 \(.*/prefill\) takes hidden of .*, the recipe pins"),
+        (True, r"stage_01.engine has \d+ profiles, the recipe needs \d+: full/prefill, "),
+    ],
+)
+def test_a_profile_that_is_missing_or_of_other_shapes_is_named(bundle, built, missing, message):
     path = record_of(bundle, "stage_01").with_suffix(".engine")
     plan = json.loads(path.read_bytes())
     plan["profiles"][1]["hidden"][1] += 1
+    if missing:
+        plan["profiles"].pop()
     content = json.dumps(plan).encode()
     path.write_bytes(content)
     from engines.tensorrt.engine_files import digest
@@ -202,7 +230,7 @@ def test_a_profile_of_other_shapes_is_named(bundle, built):
     record = json.loads(record_of(bundle, "stage_01").read_text())
     record |= {"bytes": len(content), "sha256": digest(content)}
     record_of(bundle, "stage_01").write_text(json.dumps(record))
-    with pytest.raises(BackendError, match=r"profile 1 \(.*/prefill\) takes hidden of .*, the recipe pins"):
+    with pytest.raises(BackendError, match=message):
         TensorRtBackend(bundle)
 
 
