@@ -129,6 +129,7 @@ def test_an_output_that_is_a_file_is_refused(stored_bundle: Bundle, world: Path,
 def test_all_wrong_options_are_told_at_once(stored_bundle: Bundle, tmp_path: Path) -> None:
     wrong = ("--policies", "best", "--budgets", "half", "--protocols", "carla,vad", "--latency-ms", "9999")
     result = evaluate(stored_bundle, tmp_path / "nowhere", tmp_path / "out", *wrong)
+    assert "nowhere holds no v1.0-synth" in str(result.exception)
     for told in ("best is no policy", "--budgets is 'half'", "no open-loop protocol 'carla'", "--latency-ms"):
         assert told in str(result.exception)
     assert not (tmp_path / "out").exists()

@@ -215,6 +215,9 @@ def evaluate(
                 threads=threads,
                 warm_up=warm_up,
             ).open()
+    if faults and not (data / version).is_dir():
+        # Alone, this is told when the data set is opened, with what there is.
+        faults.append(f"--data {data} holds no {version}")
     refuse(faults)
 
     console = Console(soft_wrap=True)
