@@ -13,6 +13,7 @@ from eval_nuscenes.navsim.aggregation import OneStageResult, TwoStageResult
 from eval_nuscenes.navsim.scene import Floats, PlannedPath, Scene, box_corners
 from eval_nuscenes.navsim.scene_files import SCENE_SUFFIX, find_scenes, read_scene, write_scene
 from eval_nuscenes.navsim.scoring import FrameScore, Metric, score_plan
+from vla_autoprune.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,18 +57,31 @@ class ConvertJob:
     folder: Path
 
 
-def score_job(job: ScoreJob, step: Callable[[], None]) -> FrameScore:
+@dataclass(frozen=True)
+class Unreadable:
+    """A scene that could not be read, and why; the others go on, so that one run tells all that is wrong."""
+
+    why: str
+
+
+def score_job(job: ScoreJob, step: Callable[[], None]) -> FrameScore | Unreadable:
     """Read a scene and score the plan; for `eval_nuscenes.crew.Crew`."""
-    score = score_plan(read_scene(job.path), job.plan, job.human_filter)
     step()
-    return score
+    try:
+        scene = read_scene(job.path)
+    except InputError as error:
+        return Unreadable(str(error))
+    return score_plan(scene, job.plan, job.human_filter)
 
 
-def convert_job(job: ConvertJob, step: Callable[[], None]) -> str:
+def convert_job(job: ConvertJob, step: Callable[[], None]) -> str | Unreadable:
     """Read a metric cache, write a scene file, return the devkit's version; for `eval_nuscenes.crew.Crew`."""
-    scene = read_scene(job.path)
-    write_scene(job.folder, scene)
     step()
+    try:
+        scene = read_scene(job.path)
+        write_scene(job.folder, scene)
+    except InputError as error:
+        return Unreadable(str(error))
     return scene.devkit
 
 

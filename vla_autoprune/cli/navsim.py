@@ -90,14 +90,24 @@ def score(
     if groups is not None:
         aggregation.check_stages(groups, tokens)
     jobs = [runs.ScoreJob(found[token], planned[token], human_filter) for token in tokens]
-    scores = _share("score", runs.score_job, jobs, workers)
+    done = _share("score", runs.score_job, jobs, workers)
+    scores = [each for each in done if not isinstance(each, runs.Unreadable)]
+    unreadable = [each.why for each in done if isinstance(each, runs.Unreadable)]
+    if unreadable and not (allow_missing and scores):
+        raise InputError(
+            f"{len(unreadable)} of {len(jobs)} scenes cannot be read: {scene_files.listed(unreadable, '; ')}"
+        )
+    if groups is not None:
+        aggregation.check_stages(groups, {frame.token for frame in scores})
     metric = scores[0].metric
     if groups is not None and metric.name != "EPDMS":
         raise InputError("--stages needs scenes of devkit 2.2 (EPDMS); these are of 1.1 (PDMS)")
     result: Result = (
         aggregation.one_stage(scores) if groups is None else aggregation.two_stage(scores, groups)
     )
-    coverage = f"{len(tokens)} of {len(found)} scenes scored"
+    coverage = f"{len(scores)} of {len(found)} scenes scored"
+    if unreadable:
+        coverage += f", {len(unreadable)} unreadable"
     if len(planned) > len(tokens):
         coverage += f", {len(planned) - len(tokens)} plans without a scene left out"
     conditions = {
@@ -105,8 +115,9 @@ def score(
         "version": __version__,
         "scenes": str(scenes),
         "plans": str(plans),
-        "scored": len(tokens),
+        "scored": len(scores),
         "of_scenes": len(found),
+        "unreadable": unreadable,
         "human_filter": human_filter and metric.name == "EPDMS",
         "traffic": "replayed from the log",
     }
@@ -142,16 +153,23 @@ def convert(
     Example: vla-autoprune navsim convert $NAVSIM_EXP_ROOT/metric_cache --out scenes --workers 4
     """
     from eval_nuscenes.navsim import runs
+    from eval_nuscenes.navsim.scene_files import listed
 
     require_directory("--out", out)
     jobs = runs.convert_jobs(caches, out)
     out.mkdir(parents=True, exist_ok=True)
-    devkits = _share("convert", runs.convert_job, jobs, workers)
+    done = _share("convert", runs.convert_job, jobs, workers)
+    devkits = [each for each in done if not isinstance(each, runs.Unreadable)]
+    unreadable = [each.why for each in done if isinstance(each, runs.Unreadable)]
     kinds = ", ".join(f"{devkits.count(devkit)} of {devkit}" for devkit in sorted(set(devkits)))
     Console(soft_wrap=True).print(
-        f"wrote {len(devkits)} scenes ({kinds}) to {out}" if devkits else f"all scenes are in {out} already",
+        f"wrote {len(devkits)} scenes ({kinds}) to {out}" if jobs else f"all scenes are in {out} already",
         highlight=False,
     )
+    if unreadable:
+        raise InputError(
+            f"{len(unreadable)} of {len(jobs)} caches cannot be converted: {listed(unreadable, '; ')}"
+        )
 
 
 @navsim.command()

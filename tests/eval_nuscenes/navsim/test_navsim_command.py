@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import lzma
+import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -110,3 +113,28 @@ def test_two_stages(golden: Any, run: Run, tmp_path: Path) -> None:
     status, printed = run("score", scenes, plans, "--stages", stages, "--out", tmp_path / "out")
     assert status == 2
     assert "1 frames of the stages have no plan or scene: absent" in printed
+
+
+def test_unreadable_caches_are_listed_or_counted(run: Run, tmp_path: Path, caches: Path) -> None:
+    copied = tmp_path / "caches"
+    shutil.copytree(caches / "v2" / "metric_cache", copied)
+    first, second, _ = sorted(copied.rglob("metric_cache.pkl"))
+    first.write_bytes(first.read_bytes()[:-100])
+    second.write_bytes(lzma.compress(pickle.dumps(Path.cwd)))
+    submission = caches / "v2" / "submission.pkl"
+    status, printed = run("score", copied, submission, "--out", tmp_path / "out")
+    assert status == 2
+    assert "2 of 3 scenes cannot be read" in printed
+    for path, why in ((first, "is cut off"), (second, "which is not among what a NAVSIM file may hold")):
+        assert f"{path}: " in printed
+        assert why in printed
+    assert not (tmp_path / "out").exists()
+    status, printed = run(
+        "score", copied, submission, "--out", tmp_path / "out", "--allow-missing", "--worst", 0
+    )
+    assert status == 0, printed
+    assert "EPDMS: 1 of 3 scenes scored, 2 unreadable" in printed
+    status, printed = run("convert", copied, "--out", tmp_path / "plain")
+    assert status == 2
+    assert "wrote 1 scenes (1 of v2)" in printed
+    assert "2 of 3 caches cannot be converted" in printed
