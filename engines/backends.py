@@ -52,10 +52,6 @@ def open_backend(name: Name, bundle: Bundle, *, threads: int | None = None) -> B
             from engines.tensorrt.backend import TensorRtBackend
 
             return TensorRtBackend(bundle)
-        if name == "tensorrt":
-            from engines.tensorrt.backend import TensorRtBackend
-
-            return TensorRtBackend(bundle)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _PACKAGES:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vla_autoprune.bundle import ENGINES, Bundle
 from vla_autoprune.contract import ElementType
 from vla_autoprune.errors import BackendError
-from vla_autoprune.runtime.backend import Run, StepByStep, Steps
+from vla_autoprune.runtime.backend import Clock, Run, StepByStep, Steps
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 
@@ -47,6 +47,7 @@ class OnnxRuntimeBackend:
     """
 
     name = "onnxruntime"
+    clock: Clock = "host"
 
     def __init__(
         self,

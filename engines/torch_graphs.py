@@ -22,7 +22,7 @@ from engines.torch_operators import DTYPES, OPERATORS, PARAMETERS
 from vla_autoprune.bundle import WEIGHTS, Bundle
 from vla_autoprune.contract import ElementType
 from vla_autoprune.errors import BackendError
-from vla_autoprune.runtime.backend import Program, Run, StepByStep, Steps
+from vla_autoprune.runtime.backend import Clock, Program, Run, StepByStep, Steps
 
 if TYPE_CHECKING:
     import onnx
@@ -75,6 +75,7 @@ class TorchBackend:
         self.device = f"{name}, torch {torch.__version__}"
         self.graphs = bundle.graphs
         self._is_cuda = device == "cuda"
+        self.clock: Clock = "device" if self._is_cuda else "host"
         self._pool = torch.cuda.graph_pool_handle() if self._is_cuda else None
         self._host: list[Tensor] = []
         self._fetched: dict[tuple[int, torch.Size], Tensor] = {}

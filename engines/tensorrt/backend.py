@@ -23,7 +23,7 @@ from engines.tensorrt.log import SEE, make_log, said
 from vla_autoprune.bundle import Bundle
 from vla_autoprune.contract import ElementType, Graph
 from vla_autoprune.errors import BackendError
-from vla_autoprune.runtime.backend import Run, Steps
+from vla_autoprune.runtime.backend import Clock, Run, Steps
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -47,6 +47,7 @@ class TensorRtBackend:
     """
 
     name = "tensorrt"
+    clock: Clock = "device"
 
     def __init__(
         self, bundle: Bundle, *, device: int = 0, folder: Path | None = None, cuda_graphs: bool = True

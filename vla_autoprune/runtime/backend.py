@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
@@ -18,6 +18,10 @@ Run = Callable[[], None]
 
 Steps = Sequence[tuple[str, Callable[[], None]]]
 """Work in order, each part under the name its time is reported by."""
+
+Clock = Literal["host", "device"]
+"""Whose clock times the steps of a program: the host's, which is done with each when the next begins, or the
+device's, which works through what the host has queued."""
 
 
 class Program(Protocol):
@@ -42,10 +46,12 @@ class Backend(Protocol):
     Attributes:
         name: "onnxruntime", "tensorrt", …
         device: what it runs on, for reports.
+        clock: whose clock its programs are timed by.
     """
 
     name: str
     device: str
+    clock: Clock
 
     def allocate(self, elements: int, dtype: ElementType) -> Buffer:
         """Memory for that many elements, zeroed."""

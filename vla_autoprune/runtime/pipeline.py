@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from vla_autoprune.bundle import Bundle
 from vla_autoprune.errors import PlanError
 from vla_autoprune.frame import FloatArray, IntArray
 from vla_autoprune.recipe import Bucket
-from vla_autoprune.runtime.backend import Backend, Buffer
+from vla_autoprune.runtime.backend import Backend, Buffer, Program, Steps
 from vla_autoprune.runtime.wiring import CACHE, Place, Step, Wiring
 
 Inspect = Callable[[int, Callable[[str], NDArray[Any]]], None]
@@ -25,6 +25,9 @@ Inspect = Callable[[int, Callable[[str], NDArray[Any]]], None]
 
 ChooseBucket = Callable[[float], Bucket]
 """From the complexity of stage 0 to the bucket of the rest."""
+
+Around = Callable[[str], AbstractContextManager[Any]]
+"""Entered around each step by its name, to trace it or to mark it for a profiler."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,23 @@ class Prefill:
 
 
 class Timings:
-    """Milliseconds per step; a step that runs again adds up."""
+    """Milliseconds per step; a step that runs again adds up.
 
-    def __init__(self) -> None:
+    Args:
+        around: entered around each block that is timed here.
+    """
+
+    def __init__(self, around: Around | None = None) -> None:
         self.ms: dict[str, float] = {}
+        self._around = around or nullcontext
 
     @contextmanager
     def of(self, step: str) -> Iterator[None]:
         """Time a block."""
         begin = time.perf_counter()
         try:
-            yield
+            with self._around(step):
+                yield
         finally:
             self.add({step: 1e3 * (time.perf_counter() - begin)})
 
@@ -85,11 +94,14 @@ class Pipeline:
     Args:
         bundle: a checked bundle.
         backend: runs its graphs.
+        around: entered around each step; where a device works through what was queued, around the queueing
+            of a whole program.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, around: Around | None = None) -> None:
         self.recipe = bundle.recipe
         self.backend = backend
+        self.around = around
         self.embedding = bundle.embedding()
         self.rotary = bundle.rotary()
         self.stages = self.recipe.stages
@@ -123,19 +135,19 @@ class Pipeline:
 
         first = self._wiring.prefill[self.recipe.buckets[0].name][0]
         self._first = first
-        self._encode = backend.program([("vision", self._encode_images)])
-        self._begin = backend.program(
+        self._encode = self._program([("vision", self._encode_images)])
+        self._begin = self._program(
             [("embed", self._embed), (first.graph, partial(self._run_and_fetch, first, "complexity"))]
         )
         self._rest_steps = {bucket.name: self._steps_of_rest(bucket) for bucket in self.recipe.buckets}
         self._rest = {
-            name: backend.program([(label, work) for label, work, _ in steps])
+            name: self._program([(label, work) for label, work, _ in steps])
             for name, steps in self._rest_steps.items()
         }
         give_logits = partial(self._run_and_fetch, self._wiring.head, "logits")
-        self._give_logits = backend.program([("head", give_logits)])
+        self._give_logits = self._program([("head", give_logits)])
         self._append = {
-            bucket.name: backend.program(self._steps_of_decode(bucket)) for bucket in self.recipe.buckets
+            bucket.name: self._program(self._steps_of_decode(bucket)) for bucket in self.recipe.buckets
         }
         self._clear_caches()
 
@@ -164,7 +176,8 @@ class Pipeline:
             token_ids: [N] of the layout's length; those at visual positions are ignored.
             length: tokens before the padding.
             choose: picks the bucket from the complexity.
-            timings: receives embed, stage_XX, store_00, select_XX, head and their sum prefill.
+            timings: receives embed, stage_XX, store_00, select_XX, head, check and prefill,
+                which spans them.
             ranking: [V] scores that replace the stages' own at every pruning point.
             inspect: shown the outputs of every stage, to find where a difference begins.
 
@@ -176,7 +189,8 @@ class Pipeline:
         """
         begin = time.perf_counter()
         self._answer = None
-        self._fill_prompt(token_ids, length)
+        with timings.of("embed"):
+            self._fill_prompt(token_ids, length)
         self._begin()
         complexity = float(self._read(self._first, "complexity")[0])
         timings.add(self._begin.times_ms())
@@ -195,8 +209,9 @@ class Pipeline:
         if ranking is None and inspect is None:
             timings.add(self._rest[bucket.name].times_ms())
         timings.add(self._give_logits.times_ms())
-        kept = self._kept(bucket)
-        self._require_finite(logits)
+        with timings.of("check"):
+            kept = self._kept(bucket)
+            self._require_finite(logits)
         timings.add({"prefill": 1e3 * (time.perf_counter() - begin)})
         self._answer = _Answer(bucket, length, filled)
         return Prefill(bucket, complexity, logits, kept)
@@ -206,7 +221,8 @@ class Pipeline:
 
         Args:
             token: the token generated last.
-            timings: receives decode_stage_XX, decode_head and their sum decode.
+            timings: receives decode_embed, decode_stage_XX, decode_head, decode_store and decode, which
+                spans them.
 
         Returns:
             [vocabulary] logits of the next token.
@@ -225,23 +241,29 @@ class Pipeline:
             )
         begin = time.perf_counter()
         steps, append = self._wiring.decode[answer.bucket.name], self._append[answer.bucket.name]
-        self._token[:] = self.embedding[token]
-        for stage, filled in enumerate(answer.filled):
-            compact = self.recipe.positions == "compact"
-            position = filled if compact else answer.prompt_length + answer.generated
-            self._cos[stage][:], self._sin[stage][:] = self.rotary[position]
-            self._filled[stage][:] = filled
+        with timings.of("decode_embed"):
+            self._fill_token(answer, token)
         append()
-        for stage, step in enumerate(steps):
-            # Where a row goes changes with every step, so these copies are not part of the program.
-            self._move(step.new_kv, 0, step.past_kv, answer.filled[stage], 1)
-            answer.filled[stage] += 1
+        with timings.of("decode_store"):
+            for stage, step in enumerate(steps):
+                # Where a row goes changes with every step, so these copies are not part of the program.
+                self._move(step.new_kv, 0, step.past_kv, answer.filled[stage], 1)
+                answer.filled[stage] += 1
         logits = self._read(self._wiring.head, "logits")[0]
         timings.add(append.times_ms())
         self._require_finite(logits)
         answer.generated += 1
         timings.add({"decode": 1e3 * (time.perf_counter() - begin)})
         return logits
+
+    def _program(self, steps: Steps) -> Program:
+        """A program of the backend, with `around` where the host can enter it."""
+        if self.around is None:
+            return self.backend.program(steps)
+        if self.backend.clock == "device":
+            return _Surrounded(self.backend.program(steps), self.around, steps)
+        around = self.around
+        return self.backend.program([(label, partial(_within, around, label, work)) for label, work in steps])
 
     def _fill_prompt(self, token_ids: IntArray, length: int) -> None:
         layout = self.recipe.layout
@@ -253,6 +275,14 @@ class Pipeline:
             )
         np.take(self.embedding, token_ids[layout.text_positions], axis=0, out=self._text)
         np.less(suffix, length, out=self._weight)
+
+    def _fill_token(self, answer: _Answer, token: int) -> None:
+        self._token[:] = self.embedding[token]
+        for stage, filled in enumerate(answer.filled):
+            compact = self.recipe.positions == "compact"
+            position = filled if compact else answer.prompt_length + answer.generated
+            self._cos[stage][:], self._sin[stage][:] = self.rotary[position]
+            self._filled[stage][:] = filled
 
     def _encode_images(self) -> None:
         self.backend.write(self._buffer(self._wiring.vision, "pixel_values"), self.pixels)
@@ -416,3 +446,24 @@ class Pipeline:
         for key, values in constants.items():
             if key in self._memory:
                 self.backend.write(self._memory[key], values)
+
+
+def _within(around: Around, label: str, work: Callable[[], None]) -> None:
+    with around(label):
+        work()
+
+
+class _Surrounded:
+    """A device's program: the host is there while it is queued, not while its steps run."""
+
+    def __init__(self, program: Program, around: Around, steps: Steps) -> None:
+        labels = [label for label, _ in steps]
+        self._label = labels[0] if len(labels) == 1 else f"{labels[0]} to {labels[-1]}"
+        self._program, self._around = program, around
+
+    def __call__(self) -> None:
+        with self._around(self._label):
+            self._program()
+
+    def times_ms(self) -> Mapping[str, float]:
+        return self._program.times_ms()

@@ -133,7 +133,7 @@ class Planner:
         return self._plan(frame, lambda _: bucket)
 
     def _plan(self, frame: Frame, choose: ChooseBucket) -> Plan:
-        timings = Timings()
+        timings = Timings(self.pipeline.around)
         with timings.of("total"):
             with timings.of("preprocess"):
                 self.preprocessing.fill(self.pipeline.pixels, frame.images)
@@ -147,16 +147,20 @@ class Planner:
             logits = prefill.logits
             while True:
                 position = len(tokens)
-                tokens.append(choose_token(logits, self.codec.tokens_at(position), self.rule, position))
+                with timings.of("choose"):
+                    allowed = self.codec.tokens_at(position)
+                    tokens.append(choose_token(logits, allowed, self.rule, position))
                 if len(tokens) == self.codec.length:
                     break
                 logits = self.pipeline.decode(tokens[-1], timings)
-            waypoints = self.codec.decode(tokens)
+            with timings.of("detokenise"):
+                waypoints = self.codec.decode(tokens)
+                text = self.prompt.text(np.array(tokens))
         bucket = prefill.bucket
         return Plan(
             waypoints_in_ego=waypoints,
             times_s=WAYPOINT_TIMES_S,
-            text=self.prompt.text(np.array(tokens)),
+            text=text,
             bucket=bucket.name,
             complexity=prefill.complexity,
             visual_tokens_into_layers=bucket.visual_tokens_into_layers,
