@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 STEP_COLOURS = {"vision": "#56b4e9", "prefill": "#e6a700", "decode": "#a98bd0", "rest": "#a4abb3"}
 REFERENCES = ("blanked", "constant_velocity")
+LEGEND_ENTRY_IN = 1.7
+"""Width of a legend's entry, in inches, with a name of usual length."""
 MOST_COMPARED = 6
 """Variants that a scenario plot shows; more would cover each other."""
 
@@ -69,7 +71,8 @@ def latency_plot(summary: EvaluationSummary) -> str:
             else:
                 axes.set_xlabel("total latency, ms (p50)")
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    columns = max(2, int(3.9 * len(protocols) / LEGEND_ENTRY_IN))
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(columns, len(labels)))
     return _figure(figure)
 
 
