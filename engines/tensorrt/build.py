@@ -144,7 +144,8 @@ def _build(
         reasons = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
         raise BackendError(
             f"TensorRT {trt.__version__} cannot read {path} (opset {bundle.manifest.options.opset}): "
-            f"{reasons or said(problems)}; export with --opset 18 for TensorRT of JetPack 6"
+            f"{reasons or said(problems)}; export with --opset 18 for TensorRT before 10.15, and see what "
+            "vla-autoprune lint says"
         )
     config = builder.create_builder_config()
     _configure(config, options)
