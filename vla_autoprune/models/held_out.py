@@ -76,6 +76,11 @@ class RankTest:
     gain_interval_m: tuple[float, float]
     p_value: float
 
+    @property
+    def beats_chance(self) -> bool:
+        """Whether attention is better than random by more than chance explains, at 5 %."""
+        return self.gain_m > 0 and self.p_value < 0.05
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -210,18 +215,23 @@ class HeldOut:
         return tuple(tests)
 
     def rank_tests(self, vla: DrivingVla, budgets: Sequence[float] = (0.5, 0.25)) -> tuple[RankTest, ...]:
-        """The rank test for whole schedules, and for every pruning point alone at the leanest one's count."""
+        """The rank test layer by layer, then for whole schedules over the layers that passed it.
+
+        Every default pruning point is tested alone, at the count a schedule of the smallest budget leaves
+        there. The points whose ranking by the mean beats chance are those a recipe for this model should use.
+        """
         layers = vla.decoder_config.num_hidden_layers
         visual = vla.prompt.layout.visual_tokens
         points = default_pruning_points(layers)
-        leanest = schedule_counts(visual, layers, min(budgets))
+        leanest = schedule_counts(visual, layers, points, min(budgets))
         tests = [
             test
             for point, count in zip(points, leanest, strict=True)
             for test in self.rank_test(vla, (point,), (count,))
         ]
-        for budget in budgets:
-            tests += self.rank_test(vla, points, schedule_counts(visual, layers, budget))
+        passed = tuple(test.points[0] for test in tests if test.reduction == "mean" and test.beats_chance)
+        for budget in budgets if passed else ():
+            tests += self.rank_test(vla, passed, schedule_counts(visual, layers, passed, budget))
         return tuple(tests)
 
     def _judge(self, plans: FloatArray) -> OpenLoop:
@@ -234,12 +244,13 @@ class HeldOut:
         )
 
 
-def schedule_counts(visual: int, layers: int, budget: float, slope: float = 0.2) -> tuple[int, ...]:
-    """Visual tokens kept after each default pruning point for a budget of mean tokens into the layers.
+def schedule_counts(
+    visual: int, layers: int, points: Sequence[int], budget: float, slope: float = 0.2
+) -> tuple[int, ...]:
+    """Visual tokens kept after each pruning point for a budget of mean tokens into the layers.
 
     A decoder too shallow for the budget gets the smallest one that leaves every layer a sixteenth of them.
     """
-    points = default_pruning_points(layers)
     least = max(1, visual // 16)
     reachable = max(budget, reachable_budget(visual, layers, points, least))
     return solve_stage_counts(visual, points, reachable, calibrated_curve(layers, slope, 14.9), least)[1:]

@@ -415,7 +415,7 @@ class Trainer:
         budget = float(random.choice(self.options.prune_budgets))
         slope = float(random.uniform(0.0, 0.4))
         layers = self.vla.decoder_config.num_hidden_layers
-        kept = schedule_counts(self.vla.prompt.layout.visual_tokens, layers, budget, slope)
+        kept = schedule_counts(self.vla.prompt.layout.visual_tokens, layers, points, budget, slope)
         reduction = "max" if random.random() < 0.5 else "mean"
         return Pruning(points, kept, reduction=reduction, noise=self.options.prune_noise)
 

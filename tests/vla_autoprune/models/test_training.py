@@ -9,7 +9,7 @@ import torch
 
 from vla_autoprune.errors import InputError
 from vla_autoprune.models.driving_vla import DrivingVla, ModelSize, build_model
-from vla_autoprune.models.held_out import HeldOut, overlaps, paired_test, schedule_counts
+from vla_autoprune.models.held_out import HeldOut, RankTest, overlaps, paired_test, schedule_counts
 from vla_autoprune.models.scene_store import load_scenes, make_scenes
 from vla_autoprune.models.training import Trainer, TrainingOptions
 
@@ -136,8 +136,29 @@ def test_no_difference_is_not_significant() -> None:
 
 
 def test_schedules_meet_their_budget() -> None:
-    kept = schedule_counts(216, 8, 0.25)
-    assert list(kept) == sorted(kept, reverse=True)
+    points = (0, 2)
+    kept = schedule_counts(216, 8, points, 0.25)
+    into = [216] + [kept[0]] * 2 + [kept[1]] * 5
+    assert sum(into) / (8 * 216) == pytest.approx(0.25, abs=0.01)
+
+
+def test_whole_schedules_use_only_layers_that_beat_chance(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With layer 2 no better than random, the schedules drop tokens after layer 0 alone."""
+
+    def rank_test(
+        self: HeldOut, vla: object, points: tuple[int, ...], kept: tuple[int, ...], reductions: object = ()
+    ) -> tuple[RankTest, ...]:
+        gain, p_value = (0.5, 0.001) if points == (0,) else (0.01, 0.6)
+        return (RankTest(points, kept, 0.5, "mean", 1.0, 1.0, 1.0 + gain, gain, (0.0, 1.0), p_value),)
+
+    monkeypatch.setattr(HeldOut, "rank_test", rank_test)
+    trainer = make_trainer(tmp_path)
+    tests = trainer.held_out.rank_tests(trainer.vla)
+    *alone, half, quarter = [test.points for test in tests]
+    assert len(alone) > 1
+    assert alone[0] == half == quarter == (0,)
 
 
 def test_boxes_overlap_where_they_do() -> None:
