@@ -58,7 +58,7 @@ PARAMETERS = (
 )
 
 SETTLE_S = 1.0
-"""From the first subscriber of a camera to the start: the others are not far."""
+"""Subscribers have been there so long when it starts: others of the same nodes are not far."""
 SCENE_GAP_S = 0.5
 ANCHOR = "CAM_FRONT"
 
@@ -100,6 +100,7 @@ class NuScenesPlayer(Node):
         self._held_until_s = math.inf
         self._keyframes = 0
         self._waits_until_s = time.monotonic() + self._settings["wait_for_subscribers_s"]
+        self._heard_since_s = math.inf
         self._playing = False
         self._timer = self.create_timer(
             1.0 / self._settings["clock_rate_hz"], self._tick, clock=Clock(clock_type=ClockType.STEADY_TIME)
@@ -181,14 +182,24 @@ class NuScenesPlayer(Node):
     def _wait(self, steady_s: float) -> None:
         """Before the start the clock stands at the first moment."""
         self._publish_clock(self._from_ns)
-        there = self.count_subscribers(self._camera_out[ANCHOR].topic_name)
-        heard = there >= self._settings["subscribers"]
-        if heard and self._waits_until_s - steady_s > SETTLE_S:
-            self._waits_until_s = steady_s + SETTLE_S
-        if steady_s >= self._waits_until_s:
-            if not heard:
-                self.get_logger().warning(f"{ANCHOR} has {there} subscribers; plays anyway")
-            self._playing = True
+        if not self._heard():
+            self._heard_since_s = math.inf
+        elif self._heard_since_s == math.inf:
+            self._heard_since_s = steady_s
+        settled = steady_s - self._heard_since_s >= SETTLE_S
+        if not settled and steady_s < self._waits_until_s:
+            return
+        if not settled:
+            self.get_logger().warning(f"{ANCHOR} has too few subscribers; plays anyway")
+        self._playing = True
+
+    def _heard(self) -> bool:
+        """Enough subscribers of the anchor, and DDS has connected whoever subscribes to anything."""
+        outputs = [*self._camera_out.values(), self._odometry_out, self._acceleration_out, self._truth_out]
+        return self._camera_out[ANCHOR].get_subscription_count() >= self._settings["subscribers"] and all(
+            publisher.get_subscription_count() >= self.count_subscribers(publisher.topic_name)
+            for publisher in outputs
+        )
 
     def _on_plan(self, message: PathMessage) -> None:
         if self._held_ns is not None and stamp_ns_of(message.header.stamp) == self._held_ns:

@@ -83,7 +83,12 @@ def driven(bench, data_root, repository):
     for node in (recorder, planner, guard):
         assert node.interrupt() == 0, node.log
     bench.spin(0.5)
-    return {"score": json.loads((out / "score.json").read_text()), "drive": out / "drive", "guarded": guarded}
+    return {
+        "score": json.loads((out / "score.json").read_text()),
+        "drive": out / "drive",
+        "guarded": guarded,
+        "log": player.log + planner.log,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +98,7 @@ def planner(stored_bundle):
 
 def test_the_monitor_finds_what_offline_evaluation_finds(driven, data_root, planner) -> None:
     score, split = driven["score"], NuScenesSplit(data_root, VERSION, "val")
-    assert score["frames"] == score["planned"] == len(split)
+    assert score["frames"] == score["planned"] == len(split), driven["log"]
     assert score["missed"] == 0
     at = []
     for sample in split:
