@@ -390,7 +390,7 @@ class VlaPlanner(LifecycleNode):
         configured, inputs = self._configured, self._inputs
         if configured is None or inputs is None:
             return
-        images = FrameImages({})
+        waited_ms = 1e3 * (time.monotonic() - job.frame.arrived_s)
         try:
             self._check_age(job.frame.stamp_ns)
             if isinstance(job.ego, VlaError):
@@ -404,7 +404,8 @@ class VlaPlanner(LifecycleNode):
             images_ms = 1e3 * (time.monotonic() - begin_s)
             frame = Frame(images.images, job.ego, job.command, stamp_s=job.frame.stamp_ns / 1e9)
             plan = self._plan_in_time(configured, frame, job)
-            self._publish(job, images, plan, images_ms)
+            before_plan = {"transport_ms": job.spent_ms, "waited_ms": waited_ms, "images_ms": images_ms}
+            self._publish(job, images, plan, before_plan)
         except VlaError as error:
             self._refuse(job, str(error))
         except Exception as error:
@@ -421,7 +422,7 @@ class VlaPlanner(LifecycleNode):
         latencies.observe(plan)
         return plan
 
-    def _publish(self, job: _Job, images: FrameImages, plan: Plan, images_ms: float) -> None:
+    def _publish(self, job: _Job, images: FrameImages, plan: Plan, before_plan: dict[str, float]) -> None:
         configured = self._need_configured()
         settings, stamp_ns = configured.settings, job.frame.stamp_ns
         if self._rival_names:
@@ -458,7 +459,7 @@ class VlaPlanner(LifecycleNode):
             "filled": "; ".join(images.filled),
             "stamp_to_publish_ms": took_ms,
             "age_at_publish_ms": age_ms,
-            "images_ms": images_ms,
+            **before_plan,
             "remaining_ms": settings["deadline_ms"] - took_ms,
             "slowdown": configured.latencies.slowdown,
             **{f"{step}_ms": ms for step, ms in plan.timings_ms.items()},
