@@ -68,24 +68,27 @@ setup(
         "viz": ["rerun-sdk>=0.22", "foxglove-sdk>=0.14"],
         "record": ["rosbags>=0.11"],
         "ros-test": [
-            f"ros-kilted-{name}; sys_platform == 'linux' and platform_machine == 'x86_64'"
-            for name in (
-                "rclpy",
-                "rmw-fastrtps-cpp",
-                *(
-                    f"{kind}-msgs"
-                    for kind in (
-                        "diagnostic",
-                        "geometry",
-                        "lifecycle",
-                        "nav",
-                        "rosgraph",
-                        "sensor",
-                        "std",
-                        "visualization",
-                    )
-                ),
-            )
+            "psutil>=5.9",
+            *(
+                f"ros-kilted-{name}; sys_platform == 'linux' and platform_machine == 'x86_64'"
+                for name in (
+                    "rclpy",
+                    "rmw-fastrtps-cpp",
+                    *(
+                        f"{kind}-msgs"
+                        for kind in (
+                            "diagnostic",
+                            "geometry",
+                            "lifecycle",
+                            "nav",
+                            "rosgraph",
+                            "sensor",
+                            "std",
+                            "visualization",
+                        )
+                    ),
+                )
+            ),
         ],
         "tensorrt": ["cuda-python>=12.6"],  # TensorRT itself comes with JetPack, or from pip install tensorrt
         "dev": [
