@@ -5,7 +5,7 @@ the shared-memory profile of config/. First undisturbed; then under a load that 
 deadline-aware buckets in turns, so that both meet the same machine.
 
     python benchmarks/ros_pipeline.py --bundle out/demo/bundle --out out/ros_pipeline
-    python benchmarks/ros_pipeline.py --bundle out/demo/bundle --seconds 10 --load-seconds 10   # a quick look
+    python benchmarks/ros_pipeline.py --part deadline --size 160 90 --rate 5 --load 1 --slack 1.3
 """
 
 from __future__ import annotations
@@ -51,6 +51,30 @@ def pictures(width: int, height: int) -> list[bytes]:
         image += generator.integers(-3, 4, image.shape, dtype=np.int16)
         made.append(cv2.imencode(".jpg", np.clip(image, 0, 255).astype(np.uint8))[1].tobytes())
     return made
+
+
+def random_bundle(folder: Path) -> Path:
+    """A bundle of 12 layers of width 384, random but biased to answer with plans: here prefill matters."""
+    import torch
+
+    from vla_autoprune.export.export import export_bundle, text_files
+    from vla_autoprune.models.adapter import LlavaAdapter
+    from vla_autoprune.models.driving_vla import ModelSize, build_model
+    from vla_autoprune.recipe import build_recipe
+
+    shape = {"layers": 12, "width": 384, "heads": 6, "kv_heads": 6, "feed_forward": 1024, "tower_layers": 2}
+    vla = build_model(ModelSize(image_size=96, **shape), seed=1)
+    with torch.no_grad():
+        words, answers = vla.model.get_input_embeddings().weight, vla.model.get_output_embeddings().weight
+        distances, curvatures = (vla.codec.tokens_at(position) for position in (0, 1))
+        words[:, 0], answers[:, 0] = 3.0, 0.0
+        words[distances.start : distances.stop, 0] = -3.0
+        answers[distances.start : distances.stop, 0] = 1.0
+        answers[curvatures.start : curvatures.stop, 0] = -1.0
+    adapter = LlavaAdapter(vla.model)
+    recipe = build_recipe(adapter.shape("random"), vla.prompt.layout, decode_length=12, slopes=(0.0,))
+    export_bundle(adapter, recipe, folder, text_files(vla))
+    return folder
 
 
 class Rig:
@@ -297,7 +321,7 @@ def main() -> None:
     """Run both parts and write a JSON."""
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
-    parser.add_argument("--bundle", required=True, help="directory of a bundle")
+    parser.add_argument("--bundle", help="directory of a bundle; a random one of some size unless given")
     parser.add_argument("--budget", type=float, default=0.4)
     parser.add_argument("--seconds", type=float, default=60.0, help="of the undisturbed part")
     parser.add_argument("--rate", type=float, default=10.0, help="frames per second")
@@ -311,6 +335,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/ros_pipeline"))
     options = parser.parse_args()
 
+    options.out.mkdir(parents=True, exist_ok=True)
+    options.bundle = options.bundle or random_bundle(options.out / "bundle")
     profile = REPOSITORY / "config" / "fastdds_shared_memory.xml"
     os.environ.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", str(profile))
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
@@ -337,7 +363,6 @@ def main() -> None:
             result["deadline"] = deadlines(rig, options, options.slack * float(np.median(unpruned)))
     finally:
         rig.close()
-    options.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1)
     (options.out / "ros_pipeline.json").write_text(f"{text}\n", encoding="utf-8")
     print(text)
