@@ -101,11 +101,11 @@ class EgoMotion:
 
     def reached(self, stamp_ns: int) -> bool:
         """Whether nothing that matters for a frame of that time is still to come."""
-        if not self._samples or self._samples[-1].stamp_ns < stamp_ns:
-            return False
-        return self.acceleration_source == "odometry" or (
-            bool(self._accelerations) and self._accelerations[-1][0] >= stamp_ns
-        )
+        newest = [self._samples[-1].stamp_ns] if self._samples else [-1]
+        if self.acceleration_source == "topic":
+            newest.append(self._accelerations[-1][0] if self._accelerations else -1)
+        # Stamps far ahead are from before a clock went back.
+        return all(0 <= stamp - stamp_ns < RESET_NS for stamp in newest)
 
     def pose_at(self, stamp_ns: int) -> OdometrySample:
         """The newest sample at or before a time, else the first after it.

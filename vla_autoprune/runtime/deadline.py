@@ -64,7 +64,7 @@ class BucketLatencies:
         self._slowdowns.append(rest_ms(plan) / self.undisturbed_ms[plan.bucket])
 
     def limit(self, remaining_ms: Callable[[], float]) -> LimitBucket:
-        """The bucket asked for if it fits, else that of the largest budget that does, else the fastest.
+        """The bucket asked for if it fits, else that of the largest budget that does, else the least work.
 
         Args:
             remaining_ms: milliseconds to the deadline at the time it is called.
@@ -80,7 +80,7 @@ class BucketLatencies:
             for bucket in options:
                 if self.expected_ms(bucket.name) <= remaining:
                     return bucket
-            return min(options, key=lambda bucket: self.undisturbed_ms[bucket.name])
+            return min(options, key=lambda bucket: bucket.work_fraction)
 
         return within
 
