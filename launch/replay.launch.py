@@ -35,6 +35,7 @@ def start(context):
             "data_root": str(Path(values["data_root"]).absolute()),
             "use_sim_time": False,
             "subscribers": 2 if values["record"] else 1,  # the planner, and the recorder
+            "truth_subscribers": 2 if values["record"] else 1,  # the monitor, and the recorder
             **{name: kind(values[name]) for name, (_, _, kind) in PLAYER.items()},
         },
     )

@@ -45,11 +45,12 @@ class OpenLoopMonitor(Node):
         self.done = False
         self._scores = OnlineScores((self._settings["scored_point_x_m"], self._settings["scored_point_y_m"]))
         self._last_seen_s: float | None = None
-        self._truths = self.create_subscription(
-            PathMessage, topics.TRUTH_PATH, self._on_truth, topics.record_qos()
-        )
+        # Plans first: whoever waits for a listener of the truth then has one of the plans, too.
         self._plans = self.create_subscription(
             PathMessage, self._settings["path_topic"], self._on_plan, topics.record_qos()
+        )
+        self._truths = self.create_subscription(
+            PathMessage, topics.TRUTH_PATH, self._on_truth, topics.record_qos()
         )
         self._timer = self.create_timer(LOOK_S, self._look, clock=Clock(clock_type=ClockType.STEADY_TIME))
 

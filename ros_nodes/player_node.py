@@ -30,7 +30,7 @@ from ros_nodes.motion import Motion, Pose, Trajectory
 from ros_nodes.parameters import NodeParameters, Parameter
 from ros_nodes.programs import run_program
 from vla_autoprune.errors import InputError
-from vla_autoprune.frame import CAMERAS, WAYPOINT_TIMES_S
+from vla_autoprune.frame import CAMERAS, WAYPOINT_TIMES_S, Command
 
 if TYPE_CHECKING:
     from eval_nuscenes.nuscenes_reader import NuScenesSplit, Sample
@@ -46,6 +46,7 @@ PARAMETERS = (
     Parameter("clock_rate_hz", 50.0, "Clock messages per second.", 1.0, 1000.0),
     Parameter("odometry_rate_hz", 20.0, "Odometry messages per second of the drive.", 2.0, 200.0),
     Parameter("subscribers", 1, "Subscribers of CAM_FRONT to wait for.", 0, 100),
+    Parameter("truth_subscribers", 0, "Subscribers of truth/path to wait for: monitors.", 0, 100),
     Parameter("wait_for_subscribers_s", 30.0, "Longest wait for them.", 0.0, 3600.0),
     Parameter(
         "lockstep_timeout_s",
@@ -77,6 +78,8 @@ class Moment:
     acceleration_mps2: float
     begins: bool = False
     sample: Sample | None = None
+    command: Command | None = None
+    """Of the next keyframe, at the moment before it: no image must overtake its command."""
 
 
 class NuScenesPlayer(Node):
@@ -166,6 +169,7 @@ class NuScenesPlayer(Node):
             moment = self._next
             if moment.begins:
                 if self._keyframes and now_ns < self._last_ns + SCENE_GAP_S * 1e9:
+                    self._publish_command(moment)
                     break
                 self._set_clock(moment.stamp_ns)
                 now_ns = moment.stamp_ns
@@ -182,6 +186,8 @@ class NuScenesPlayer(Node):
     def _wait(self, steady_s: float) -> None:
         """Before the start the clock stands at the first moment."""
         self._publish_clock(self._from_ns)
+        if self._next is not None:
+            self._publish_command(self._next)
         if not self._heard():
             self._heard_since_s = math.inf
         elif self._heard_since_s == math.inf:
@@ -190,15 +196,19 @@ class NuScenesPlayer(Node):
         if not settled and steady_s < self._waits_until_s:
             return
         if not settled:
-            self.get_logger().warning(f"{ANCHOR} has too few subscribers; plays anyway")
+            self.get_logger().warning(f"too few subscribers of {ANCHOR} or {topics.TRUTH_PATH}; plays anyway")
         self._playing = True
 
     def _heard(self) -> bool:
-        """Enough subscribers of the anchor, and DDS has connected whoever subscribes to anything."""
+        """Enough subscribers of anchor and truth, and DDS has connected whoever subscribes to anything."""
         outputs = [*self._camera_out.values(), self._odometry_out, self._acceleration_out, self._truth_out]
-        return self._camera_out[ANCHOR].get_subscription_count() >= self._settings["subscribers"] and all(
-            publisher.get_subscription_count() >= self.count_subscribers(publisher.topic_name)
-            for publisher in outputs
+        return (
+            self._camera_out[ANCHOR].get_subscription_count() >= self._settings["subscribers"]
+            and self._truth_out.get_subscription_count() >= self._settings["truth_subscribers"]
+            and all(
+                publisher.get_subscription_count() >= self.count_subscribers(publisher.topic_name)
+                for publisher in outputs
+            )
         )
 
     def _on_plan(self, message: PathMessage) -> None:
@@ -213,9 +223,15 @@ class NuScenesPlayer(Node):
     def _publish(self, moment: Moment) -> None:
         self._publish_clock(moment.stamp_ns)
         self._publish_motion(moment)
+        self._publish_command(moment)
         if moment.sample is not None:
             self._publish_keyframe(moment.stamp_ns, moment.sample)
             self._keyframes += 1
+
+    def _publish_command(self, moment: Moment) -> None:
+        command = moment.sample.command if moment.sample is not None else moment.command
+        if command is not None:
+            self._command_out.publish(String(data=command.value))
 
     def _publish_motion(self, moment: Moment) -> None:
         odometry = Odometry(child_frame_id=topics.EGO_FRAME)
@@ -235,7 +251,6 @@ class NuScenesPlayer(Node):
         self._odometry_out.publish(odometry)
 
     def _publish_keyframe(self, stamp_ns: int, sample: Sample) -> None:
-        self._command_out.publish(String(data=sample.command.value))
         known = sample.future_exists
         due = stamp_ns + np.rint(np.array(WAYPOINT_TIMES_S)[known] * 1e9).astype(np.int64)
         truth = Trajectory(stamp_ns, topics.EGO_FRAME, due, sample.future_in_ego[known])
@@ -297,7 +312,8 @@ def _between(before: Moment, after: Moment, rate_hz: float) -> Iterator[Moment]:
             ends[0] + (ends[1] - ends[0]) * step / count
         ).tolist()
         motion = Motion(Pose(x, y, heading), speed, yaw_rate)
-        yield Moment(before.stamp_ns + gap_ns * step // count, motion, acceleration)
+        command = after.sample.command if after.sample is not None and step == count - 1 else None
+        yield Moment(before.stamp_ns + gap_ns * step // count, motion, acceleration, command=command)
 
 
 def main() -> int:

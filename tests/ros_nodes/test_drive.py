@@ -75,6 +75,7 @@ def driven(bench, data_root, repository):
         data_root=str(data_root),
         lockstep_timeout_s=20.0,
         subscribers=2,
+        truth_subscribers=2,  # the recorder, too
     )
     bench.until(lambda: player.process.poll() is not None, "the end of the drive", patience_s=90.0)
     assert player.process.returncode == 0, player.log
