@@ -40,7 +40,7 @@ def build(options: argparse.Namespace) -> tuple[Any, Any]:
     import torch
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    from vla_autoprune.models.adapter import LlavaAdapter
+    from vla_autoprune.models.families import adapter_for
     from vla_autoprune.recipe import PromptLayout, build_recipe
 
     side = round(options.tokens_per_camera**0.5)
@@ -72,7 +72,7 @@ def build(options: argparse.Namespace) -> tuple[Any, Any]:
     spans: list[tuple] = [("text", TEXT_BEFORE)]
     spans += [("visual", f"CAM_{index}", side * side) for index in range(CAMERAS)]
     layout = PromptLayout(segments=(*spans, ("text", TEXT_AFTER)), image_size=(size, size))
-    adapter = LlavaAdapter(model)
+    adapter = adapter_for(model)
     recipe = build_recipe(adapter.shape("random"), layout, decode_length=12, budgets=BUDGETS, slopes=(0.2,))
     return adapter, recipe
 
@@ -143,7 +143,7 @@ def transformers_prefill(
 
     embedded = adapter.embedding[torch.from_numpy(token_ids)][None].clone()
     embedded[0, torch.from_numpy(pipeline.recipe.layout.visual_positions)] = torch.from_numpy(
-        pipeline.features()[0][0].copy()
+        pipeline.features()[0].copy()
     )
 
     def run() -> dict[str, float]:

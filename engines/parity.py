@@ -18,7 +18,7 @@ from engines.verify import Answer, Sample, feature_rows, text_rows, write_sample
 from vla_autoprune import contract
 from vla_autoprune.bundle import LINT, SAMPLES, Bundle, load_bundle
 from vla_autoprune.errors import BundleError, ParityError
-from vla_autoprune.export.eager import EagerRun, run_eager
+from vla_autoprune.export.eager import EagerRun, encode_eager, run_eager
 from vla_autoprune.export.export import export_bundle, text_files
 from vla_autoprune.files import write_whole
 from vla_autoprune.frame import Command, EgoState, FloatArray, IntArray
@@ -129,15 +129,20 @@ def check_parity(
     logit_error, generate_error, ties = 0.0, 0.0, 0
     for number, given in enumerate(inputs):
         answers: dict[str, EagerRun] = {}
-        with torch.no_grad():
-            features, encoder = (
-                value.numpy() for value in model.vision(torch.from_numpy(given.pixel_values))
-            )
-        features, encoder = features.reshape(-1, features.shape[-1]), encoder.reshape(-1)
+        features, encoder, deepstack = encode_eager(model, bundle.recipe, given.pixel_values)
         for index, bucket in enumerate(buckets):
             if progress is not None:
                 progress(number * len(buckets) + index, len(inputs) * len(buckets))
-            eager = run_eager(model, bundle.recipe, bucket, given.token_ids, given.length, features, encoder)
+            eager = run_eager(
+                model,
+                bundle.recipe,
+                bucket,
+                given.token_ids,
+                given.length,
+                features,
+                encoder,
+                deepstack=deepstack,
+            )
             answers[bucket.name] = eager
             staged = _run_staged(pipeline, bucket, given, eager.tokens, eager.hidden)
             where = f"bucket {bucket.name}, input {number}"
@@ -160,9 +165,11 @@ def check_parity(
                 )
             difference = _compare_answers(staged, eager.tokens, eager.logits, tolerance, where)
             logit_error = max(logit_error, difference)
-            if bucket is buckets[0] and given.length == len(given.token_ids):
+            if bucket is buckets[0]:
                 tokens, logits = model.generate(
-                    given.token_ids, torch.from_numpy(given.pixel_values), bundle.recipe.decode_length
+                    given.token_ids[: given.length],
+                    torch.from_numpy(given.pixel_values),
+                    bundle.recipe.decode_length,
                 )
                 fed = tokens.numpy()
                 # They part where two words almost tie, or where `generate` may not end yet.

@@ -308,7 +308,7 @@ def _compare(
     pipeline.pixels[:] = sample.pixel_values
     pipeline.encode(timings)
     if first:
-        features = pipeline.features()[0]
+        features = pipeline.features()
         yield ("all", contract.VISION, "features", *agree(feature_rows(features[0]), sample.features))
     prefill = pipeline.prefill(sample.token_ids, sample.length, lambda _: bucket, timings, inspect=inspect)
     logits = [prefill.logits.copy()]

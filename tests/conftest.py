@@ -88,7 +88,7 @@ def recorded(stored_bundle, tmp_path_factory):
                 rows[text_rows(recipe.layout, k, len(ids))] for rows, k in zip(hidden, kept, strict=True)
             ),
         )
-    features = feature_rows(pipeline.features()[0][0]).copy()
+    features = feature_rows(pipeline.features()[0]).copy()
     (folder / "samples").mkdir()
     sample = Sample(pixels, ids, len(ids), run.complexity, features, answers)
     write_sample(folder / "samples" / "sample_00.npz", sample)

@@ -25,7 +25,7 @@ from vla_autoprune.files import first_fault, write_whole
 from vla_autoprune.frame import FloatArray
 from vla_autoprune.recipe import PruningRecipe, read_recipe
 
-BUNDLE_VERSION = 1
+BUNDLE_VERSION = 2
 """Raised whenever the bundle's layout or the stage contract changes; readers refuse other versions."""
 
 MANIFEST = "manifest.json"

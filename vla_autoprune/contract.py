@@ -149,11 +149,16 @@ def graphs(recipe: PruningRecipe, vocabulary: int) -> tuple[Graph, ...]:
 def _vision(recipe: PruningRecipe) -> Graph:
     assert recipe.layout.image_size is not None
     width, height = recipe.layout.image_size
-    visual = recipe.layout.visual_tokens
+    model, visual = recipe.model, recipe.layout.visual_tokens
+    outputs = [Tensor("features", (1, visual, model.hidden))]
+    if recipe.scorer.encoder_weight > 0:
+        outputs.append(Tensor("encoder_score", (visual,)))
+    if model.deepstack_layers:
+        outputs.append(Tensor("deepstack", (model.deepstack_layers, visual, model.hidden)))
     return Graph(
         name=VISION,
         inputs=(Tensor("pixel_values", (len(recipe.layout.cameras), 3, height, width)),),
-        outputs=(Tensor("features", (1, visual, recipe.model.hidden)), Tensor("encoder_score", (visual,))),
+        outputs=tuple(outputs),
         variants={ONLY: {}},
     )
 
@@ -178,6 +183,8 @@ def _stage(recipe: PruningRecipe, stage: int, layers: range) -> Graph:
         ]
     if stage == 0 and recipe.scorer.encoder_weight > 0:
         inputs.append(Tensor("encoder_score", ("v",)))
+    if layers.start < model.deepstack_layers:
+        inputs.append(Tensor("deepstack", (model.deepstack_layers, "n", model.hidden)))
     inputs.append(Tensor("past_length", (1,), "int64"))
     outputs = [Tensor("hidden_out", (1, "n", model.hidden))]
     if ranks:
@@ -217,6 +224,10 @@ def _selection(recipe: PruningRecipe, name: str) -> Graph:
     if recipe.camera_floors:
         inputs += [Tensor("camera", ("v",), "int64"), Tensor("floors", (len(layout.cameras),), "int64")]
         outputs.append(Tensor("camera_out", ("u",), "int64"))
+    if model.deepstack_layers > recipe.pruning_points[0] + 1:
+        # Later stages have features to add: they follow their rows.
+        inputs.append(Tensor("deepstack", (model.deepstack_layers, "n", model.hidden)))
+        outputs.append(Tensor("deepstack_out", (model.deepstack_layers, "m", model.hidden)))
     inputs.append(Tensor("keep", ("k",)))
     if merges:
         inputs += [Tensor("candidates", ("r",)), Tensor("groups", ("g",))]

@@ -177,6 +177,8 @@ class ModelShape(_Record):
         weights_sha256: hash of its weights; a bundle of other weights refuses the recipe.
         ffn: width of the gated feed-forward.
         head_dim: width of one head; hidden / heads where it is not given.
+        position_axes: 1, or 3 where visual tokens have positions in time, height and width.
+        deepstack_layers: decoder layers, from the first on, after which visual features are added.
     """
 
     id: str
@@ -187,6 +189,8 @@ class ModelShape(_Record):
     kv_heads: int = Field(ge=1)
     ffn: int = Field(ge=1)
     head_dim: int = Field(ge=1)
+    position_axes: Literal[1, 3] = 1
+    deepstack_layers: Count = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -201,6 +205,10 @@ class ModelShape(_Record):
             raise RecipeError(
                 f"model {self.id}: {self.heads} heads cannot share {self.kv_heads} KV heads evenly"
             )
+        if self.deepstack_layers > self.layers:
+            raise RecipeError(
+                f"model {self.id}: deepstack_layers is {self.deepstack_layers}; allowed: 0..{self.layers}"
+            )
         return self
 
 
@@ -209,11 +217,17 @@ class Scorer(_Record):
 
     Attributes:
         reduction: over heads and text rows of the text-to-visual attention.
-        encoder_weight: share of the vision tower's [CLS] attention added at the first point; 0 leaves it out.
+        encoder_weight: share of the vision tower's own score added at the first point; 0 leaves it out.
+        encoder: the tower's score: attention of its [CLS] row (towers that have one), or the attention every
+            patch receives from all patches, mean over heads.
+        encoder_layer: the tower layer it is read from; None is the layer the features come from, or the last
+            one that sees the whole image.
     """
 
     reduction: Literal["mean", "max"] = "mean"
     encoder_weight: float = Field(default=0.0, ge=0)
+    encoder: Literal["cls", "received"] = "cls"
+    encoder_layer: Count | None = None
 
 
 class Hyperparameters(_Record):
@@ -269,6 +283,11 @@ class PruningRecipe(_Record):
         except ValueError as error:
             raise RecipeError(f"recipe: {error}") from error
         _check_floors(self.layout, self.camera_floors)
+        if self.positions == "compact" and self.model.position_axes > 1:
+            raise RecipeError(
+                "recipe positions is 'compact'; this model's visual tokens have positions in time, height "
+                "and width, which renumbering would destroy: allowed is 'original'"
+            )
         if any(
             later >= earlier
             for earlier, later in zip((1.0, *self.budgets), (*self.budgets, 0.0), strict=True)

@@ -88,7 +88,7 @@ def test_a_file_that_is_listed_twice_is_named(folder):
 
 def test_a_bundle_without_a_version_is_refused(folder):
     edit_manifest(folder, lambda content: content.pop("bundle_version"))
-    with pytest.raises(BundleError, match="bundle_version is None, this library reads 1; export the"):
+    with pytest.raises(BundleError, match="bundle_version is None, this library reads 2; export the"):
         load_bundle(folder)
 
 
@@ -113,7 +113,7 @@ def test_a_missing_file_is_named(folder):
 
 def test_a_newer_bundle_asks_for_a_newer_library(folder):
     edit_manifest(folder, lambda content: content.update(bundle_version=99))
-    with pytest.raises(BundleError, match="bundle_version is 99, this library reads 1; update"):
+    with pytest.raises(BundleError, match="bundle_version is 99, this library reads 2; update"):
         load_bundle(folder)
 
 

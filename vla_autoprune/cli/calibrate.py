@@ -97,8 +97,8 @@ def calibrate(
     Example, after vla-autoprune synth --scenes 40: vla-autoprune calibrate --data out/synth
     """
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
-    from vla_autoprune.models.adapter import LlavaAdapter
     from vla_autoprune.models.driving_vla import load_model, load_shipped
+    from vla_autoprune.models.families import adapter_for
     from vla_autoprune.pruning.calibration import LEAST_CLUSTERS
     from vla_autoprune.recipe import Scorer, build_recipe, write_recipe
 
@@ -114,7 +114,7 @@ def calibrate(
     with gathered(faults):
         vla = load_shipped() if model is None else load_model(model)
     refuse(faults)
-    adapter, layout = LlavaAdapter(vla.model), vla.prompt.layout
+    adapter, layout = adapter_for(vla.model), vla.prompt.layout
     shape = adapter.shape("driving_vla" if model is None else model.name)
     options: dict[str, Any] = {
         "budgets": shares,
@@ -201,14 +201,14 @@ def _measure(
     """Plan every sample in every bucket, with a bundle that lives as long as this takes."""
     from engines.onnxruntime import OnnxRuntimeBackend
     from vla_autoprune.export.export import export_bundle, text_files
-    from vla_autoprune.models.adapter import LlavaAdapter
+    from vla_autoprune.models.families import adapter_for
     from vla_autoprune.runtime.planner import Planner
     from vla_autoprune.runtime.slope_losses import measure_slopes
 
     with tempfile.TemporaryDirectory() as folder, progress_bar() as progress:
         exporting = progress.add_task("exporting", total=None)
         bundle = export_bundle(
-            LlavaAdapter(vla.model),
+            adapter_for(vla.model),
             recipe,
             Path(folder) / "bundle",
             text_files(vla),

@@ -73,8 +73,8 @@ def export(
     from engines.lint import TARGETS
     from engines.parity import export_checked
     from vla_autoprune.export.export import place_of, text_files
-    from vla_autoprune.models.adapter import LlavaAdapter
     from vla_autoprune.models.driving_vla import SHIPPED, load_model, load_shipped
+    from vla_autoprune.models.families import adapter_for
 
     require_directory("BUNDLE", out)
     place_of(out)
@@ -84,7 +84,7 @@ def export(
         operators = 23 if target is None else TARGETS[target.value].opset
     console = Console(soft_wrap=True)
     vla = load_shipped() if model is None else load_model(model)
-    adapter = LlavaAdapter(vla.model)
+    adapter = adapter_for(vla.model)
     chosen = _recipe(recipe, model or SHIPPED, adapter, vla)
     if not overwrite and _is_current(out, chosen, operators, text_files(vla)):
         console.print(

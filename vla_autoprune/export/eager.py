@@ -59,12 +59,12 @@ class _Sequence:
 class _Layers:
     """Drives the decoder layer by layer with a cache of its own length each."""
 
-    def __init__(self, model: StageModel, positions: int) -> None:
+    def __init__(self, model: StageModel, recipe: PruningRecipe) -> None:
         from transformers import DynamicCache
 
         self.model = model
         self.cache = DynamicCache()
-        self.cos, self.sin = model.rotary(positions)
+        self.cos, self.sin = model.rotary(recipe.layout, recipe.layout.length + recipe.decode_length)
 
     def run(self, layer: int, hidden: Tensor, positions: NDArray[np.int64]) -> tuple[Tensor, FloatArray]:
         """Hidden states after a layer, and its attention [H, rows, keys]."""
@@ -92,6 +92,29 @@ class _Layers:
 
 
 @torch.no_grad()
+def encode_eager(
+    model: StageModel, recipe: PruningRecipe, pixel_values: FloatArray
+) -> tuple[FloatArray, FloatArray | None, FloatArray | None]:
+    """What the tower gives `run_eager`.
+
+    Args:
+        model: the model.
+        recipe: its layout and scorer.
+        pixel_values: [c, 3, h, w] normalised images.
+
+    Returns:
+        [V, d] features, [V] the tower's score or None, [R, V, d] DeepStack features or None.
+    """
+    tower = model.tower(recipe.layout, recipe.scorer)
+    features, score, deepstack = tower(torch.from_numpy(pixel_values))
+    return (
+        features.flatten(0, 1).numpy(),
+        None if score is None else score.flatten().numpy(),
+        None if deepstack is None else deepstack.numpy(),
+    )
+
+
+@torch.no_grad()
 def run_eager(
     model: StageModel,
     recipe: PruningRecipe,
@@ -99,8 +122,9 @@ def run_eager(
     token_ids: IntArray,
     length: int,
     features: FloatArray,
-    encoder_score: FloatArray,
+    encoder_score: FloatArray | None,
     ranking: FloatArray | None = None,
+    deepstack: FloatArray | None = None,
 ) -> EagerRun:
     """Prefill and greedy decoding of one prompt with a bucket's pruning.
 
@@ -111,8 +135,9 @@ def run_eager(
         token_ids: [N] prompt.
         length: tokens before the padding.
         features: [V, d] projected visual features.
-        encoder_score: [V] the vision tower's score.
+        encoder_score: [V] the vision tower's score; None where the scorer does not ask for it.
         ranking: [V] replaces the scores.
+        deepstack: [R, V, d] features added after the first R layers.
 
     Returns:
         The run.
@@ -121,13 +146,15 @@ def run_eager(
 
     with model.decoder_attention(eager_attention_forward):
         layout = recipe.layout
-        layers = _Layers(model, layout.length + recipe.decode_length)
+        layers = _Layers(model, recipe)
         hidden = model.embedding[torch.from_numpy(token_ids)][None].clone()
         hidden[0, torch.from_numpy(layout.visual_positions)] = torch.from_numpy(features)
         visual = np.full(layout.length, -1, dtype=np.int64)
         visual[layout.visual_positions] = np.arange(layout.visual_tokens)
         sequence = _Sequence(hidden, np.arange(layout.length), visual)
-        prompt = _prefill(model, recipe, bucket, layers, sequence, length, encoder_score, ranking)
+        prompt = _prefill(
+            recipe, bucket, layers, sequence, length, encoder_score, ranking, deepstack
+        )
         return _decode(model, recipe, layers, prompt, length)
 
 
@@ -141,14 +168,14 @@ class _Prompt:
 
 
 def _prefill(
-    model: StageModel,
     recipe: PruningRecipe,
     bucket: Bucket,
     layers: _Layers,
     sequence: _Sequence,
     length: int,
-    encoder_score: FloatArray,
+    encoder_score: FloatArray | None,
     ranking: FloatArray | None,
+    deepstack: FloatArray | None,
 ) -> _Prompt:
     layout = recipe.layout
     padding = layout.length - length
@@ -157,6 +184,9 @@ def _prefill(
         sequence.hidden, attention = layers.run(layer, sequence.hidden, sequence.positions)
         rows = sequence.hidden.shape[1]
         layers.cut(layer, rows - padding)
+        if deepstack is not None and layer < len(deepstack):
+            visual = sequence.visual_rows
+            sequence.hidden[0, visual] += torch.from_numpy(deepstack[layer][sequence.visual[visual]])
         if layer in (*recipe.pruning_points, recipe.model.layers - 1):
             seen.hidden.append(sequence.hidden[0].numpy())
         if layer not in recipe.pruning_points:
@@ -167,7 +197,7 @@ def _prefill(
         score = text_scores(text_to_visual, reduction=recipe.scorer.reduction)
         if point == 0:
             seen.complexity = information(text_to_visual)
-            if recipe.scorer.encoder_weight:
+            if encoder_score is not None:
                 score = fused_scores(score, encoder_score, recipe.scorer.encoder_weight)
         if ranking is not None:
             score = ranking[sequence.visual[sequence.visual_rows]]

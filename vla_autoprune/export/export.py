@@ -100,7 +100,7 @@ def export_bundle(
                 (partial / f"{graph.name}.onnx").write_bytes(proto.SerializeToString(deterministic=True))
         say("tables", len(graphs), len(graphs) + 2)
         np.save(partial / bundle.EMBEDDING, model.embedding.numpy().astype(np.float32), allow_pickle=False)
-        cos, sin = model.rotary(recipe.layout.length + recipe.decode_length)
+        cos, sin = model.rotary(recipe.layout, recipe.layout.length + recipe.decode_length)
         np.save(
             partial / bundle.ROTARY,
             torch.stack([cos, sin], dim=1).numpy().astype(np.float32),
@@ -148,7 +148,12 @@ def trace(model: StageModel, recipe: PruningRecipe, graph: contract.Graph, opset
     """
     module = _module(model, recipe, graph)
     arguments, dimensions = _arguments(graph)
-    with _quiet_exporter(), model.decoder_attention(staged_attention), torch.no_grad():
+    with (
+        _quiet_exporter(),
+        model.loaded(module),
+        model.decoder_attention(staged_attention),
+        torch.no_grad(),
+    ):
         program = torch.onnx.export(
             module.eval(),
             (),
@@ -210,7 +215,7 @@ class WeightsFile:
 
 def _module(model: StageModel, recipe: PruningRecipe, graph: contract.Graph) -> nn.Module:
     if graph.name == contract.VISION:
-        return Vision(model)
+        return Vision(model, recipe)
     if graph.name == contract.HEAD:
         return Head(model)
     if graph.name in (contract.SELECT, contract.SELECT_MERGE):
@@ -387,7 +392,13 @@ def tool_versions() -> dict[str, str]:
     here = Path(__file__).parent
     return {
         "vla_autoprune": __version__,
-        "sources": source_hash([here, here.parent / "models" / "adapter.py", here.parent / "contract.py"]),
+        "sources": source_hash(
+            [
+                here,
+                here.parent / "contract.py",
+                *(here.parent / "models" / name for name in ("adapter.py", "qwen_vl.py")),
+            ]
+        ),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "onnx": onnx.__version__,

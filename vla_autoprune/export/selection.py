@@ -35,6 +35,7 @@ class Selection(nn.Module):
         groups: Tensor | None = None,
         camera: Tensor | None = None,
         floors: Tensor | None = None,
+        deepstack: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Select.
 
@@ -51,11 +52,12 @@ class Selection(nn.Module):
             groups: [g] only its length counts.
             camera: [v] camera index of every visual row.
             floors: [cameras] visual tokens each camera keeps at least.
+            deepstack: [R, n, d] what later layers add to the rows; a merged token takes its centre's.
 
         Returns:
             hidden, cos, sin of the surviving rows [1, m, ..] in their old order; text_rows [t], other_rows
-            [p] and visual_rows [u] renumbered to it; kept [u], the surviving slots; camera [u] if it was
-            given.
+            [p] and visual_rows [u] renumbered to it; kept [u], the surviving slots; camera [u] and deepstack
+            [R, m, d] if they were given.
         """
         ranking = score if camera is None or floors is None else _with_floors(score, camera, floors)
         if self.merges:
@@ -95,7 +97,11 @@ class Selection(nn.Module):
 
         outputs = [survivors, cos_out, sin_out, renumbered(text_rows), renumbered(other_rows)]
         outputs += [_count_below(kept_rows, other_rows) + torch.arange(kept.shape[0]), kept]
-        return (*outputs, camera.index_select(0, kept)) if camera is not None else tuple(outputs)
+        if camera is not None:
+            outputs.append(camera.index_select(0, kept))
+        if deepstack is not None:
+            outputs.append(deepstack.index_select(1, rows))
+        return tuple(outputs)
 
 
 def merge(tokens: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:

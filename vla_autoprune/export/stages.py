@@ -101,6 +101,7 @@ class Stage(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(model.layers[index] for index in layers)
         self.first_layer = layers.start
+        self.deepstack_layers = recipe.model.deepstack_layers
         self.ranks = layers.stop < recipe.model.layers
         self.measures = layers.start == 0
         self.encoder_weight = recipe.scorer.encoder_weight if layers.start == 0 else 0.0
@@ -117,6 +118,7 @@ class Stage(nn.Module):
         text_weight: Tensor | None = None,
         visual_rows: Tensor | None = None,
         encoder_score: Tensor | None = None,
+        deepstack: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Run the layers.
 
@@ -130,6 +132,8 @@ class Stage(nn.Module):
             text_weight: [t] 0 for padding.
             visual_rows: [v] rows that are ranked.
             encoder_score: [v] the vision tower's score; only where the scorer asks for it.
+            deepstack: [R, n, d] added to the rows after the first R decoder layers, 0 in text rows; only for
+                stages that have some of these layers.
 
         Returns:
             hidden [1, n, d]; score [v] if a pruning point follows; complexity [1] of stage 0; then the rows'
@@ -153,6 +157,9 @@ class Stage(nn.Module):
                 position_embeddings=(cos, sin),
                 collector=collector if index == last else None,
             )
+            if self.first_layer + index < self.deepstack_layers:
+                assert deepstack is not None
+                hidden = hidden + deepstack[self.first_layer + index][None]
         outputs = [hidden]
         if collector is not None:
             assert collector.probabilities is not None and text_weight is not None

@@ -5,23 +5,30 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vla_autoprune.models.adapter import StageModel
+from vla_autoprune.recipe import PruningRecipe
 
 
 class Vision(nn.Module):
     """Tower and projector; one row of features per visual token."""
 
-    def __init__(self, model: StageModel) -> None:
+    def __init__(self, model: StageModel, recipe: PruningRecipe) -> None:
         super().__init__()
-        self.model = model
+        self.tower = model.tower(recipe.layout, recipe.scorer)
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Encode the cameras.
 
         Args:
             pixel_values: [c, 3, h, w] normalised images.
 
         Returns:
-            [1, V, d] features and [V] attention of each camera's [CLS] row.
+            [1, V, d] features; [V] the tower's score if the scorer asks for it; [R, V, d] features for the
+            first R decoder layers of a model that has them.
         """
-        features, cls_attention = self.model.vision(pixel_values)
-        return features.flatten(0, 1)[None], cls_attention.flatten()
+        features, score, deepstack = self.tower(pixel_values)
+        outputs = [features.flatten(0, 1)[None]]
+        if score is not None:
+            outputs.append(score.flatten())
+        if deepstack is not None:
+            outputs.append(deepstack)
+        return tuple(outputs)

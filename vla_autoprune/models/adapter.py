@@ -1,25 +1,40 @@
-"""What the export needs from a transformers model, and how LLaVA-like models give it."""
+"""What the export needs from a transformers model, and what all families of models give alike."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vla_autoprune.errors import InputError
+from vla_autoprune.errors import InputError, RecipeError
 from vla_autoprune.frame import IntArray
-from vla_autoprune.recipe import ModelShape
+from vla_autoprune.recipe import ModelShape, PromptLayout, Scorer
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 """What transformers' layers call: (module, query, key, value, mask, **kwargs) to ([b, n, H, hd], weights)."""
+
+
+class Encoded(NamedTuple):
+    """What a vision tower makes of the cameras.
+
+    Attributes:
+        features: [c, tokens, d] projected features.
+        encoder_score: [c, tokens] the tower's own ranking; None where the scorer does not ask for it.
+        deepstack: [R, c * tokens, d] features added after the first R decoder layers; None where there are
+            none.
+    """
+
+    features: Tensor
+    encoder_score: Tensor | None = None
+    deepstack: Tensor | None = None
 
 
 class StageModel(Protocol):
@@ -42,54 +57,66 @@ class StageModel(Protocol):
         """What a recipe records of the decoder."""
         ...
 
-    def rotary(self, positions: int) -> tuple[Tensor, Tensor]:
-        """Rotary tables (cos, sin), each [positions, head_dim]."""
+    def rotary(self, layout: PromptLayout, rows: int) -> tuple[Tensor, Tensor]:
+        """Rotary tables (cos, sin), [rows, head_dim] each, by prompt row; later rows continue the text."""
         ...
 
-    def vision(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels [c, 3, h, w] to features [c, patches, d] and the [CLS] row's attention [c, patches]."""
+    def tower(self, layout: PromptLayout, scorer: Scorer) -> nn.Module:
+        """The vision side for a layout's cameras: pixels [c, 3, h, w] to `Encoded`.
+
+        Raises:
+            RecipeError: the tower does not take such images or gives no such score.
+        """
         ...
 
     def generate(self, token_ids: IntArray, pixel_values: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Greedy answer of the whole model: [steps] tokens as fed back, and [steps, vocabulary] logits."""
         ...
 
-    def decoder_attention(self, function: AttentionFunction) -> Any:
+    def decoder_attention(self, function: AttentionFunction) -> AbstractContextManager[None]:
         """Context in which the decoder layers attend through `function`."""
         ...
 
+    def loaded(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Context in which a module's weights are in memory."""
+        ...
 
-class LlavaAdapter:
-    """A `LlavaForConditionalGeneration` with a CLIP tower and a Llama-like decoder.
 
-    Raises:
-        InputError: the model has a part that stages cannot express; the message names it.
+@contextmanager
+def attend_through(config: Any, name: str, function: AttentionFunction) -> Iterator[None]:
+    """Context in which the modules of a transformers configuration attend through a function of ours.
+
+    Args:
+        config: the configuration the modules ask for their choice.
+        name: under which the function is registered with transformers.
+        function: what they call.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    chosen = config._attn_implementation
+    ALL_ATTENTION_FUNCTIONS.register(name, function)
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = chosen
+
+
+class TransformersAdapter:
+    """What the families have in common: a decoder `model.model.language_model` and a head.
+
+    Args:
+        model: the whole model; made float32.
     """
 
-    def __init__(self, model: LlavaForConditionalGeneration) -> None:
-        config = model.config
-        if config.vision_feature_select_strategy != "default" or not isinstance(
-            config.vision_feature_layer, int
-        ):
-            raise InputError(
-                f"model takes vision features {config.vision_feature_select_strategy!r} of layer "
-                f"{config.vision_feature_layer}; "
-                "only one layer without its [CLS] row ('default') is supported"
-            )
+    position_axes: Literal[1, 3] = 1
+    """1, or 3 where visual tokens have positions in time, height and width."""
+    deepstack_layers = 0
+    """Decoder layers, from the first on, after which visual features are added."""
+
+    def __init__(self, model: Any) -> None:
         self.model = model.float().eval()
         self.decoder = model.model.language_model
-        self.tower = getattr(model.model.vision_tower, "vision_model", model.model.vision_tower)
-        if not hasattr(self.tower, "pre_layrnorm"):
-            raise InputError(
-                f"vision tower is {type(self.tower).__name__}; only CLIP towers have the [CLS] row needed"
-            )
-        depth = len(self.tower.encoder.layers)
-        layer = config.vision_feature_layer
-        self.tower_layers = layer if layer >= 0 else depth + 1 + layer
-        if not 1 <= self.tower_layers <= depth:
-            raise InputError(
-                f"vision_feature_layer is {layer}; a tower of {depth} layers allows -{depth}..-1"
-            )
         self.layers: nn.ModuleList = self.decoder.layers
         self.final_norm: nn.Module = self.decoder.norm
         self.head: nn.Module = model.lm_head
@@ -107,29 +134,31 @@ class LlavaAdapter:
             kv_heads=text.num_key_value_heads,
             ffn=text.intermediate_size,
             head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            position_axes=self.position_axes,
+            deepstack_layers=self.deepstack_layers,
         )
 
-    def rotary(self, positions: int) -> tuple[Tensor, Tensor]:
-        """Rotary tables (cos, sin), each [positions, head_dim], from the model's own rotary module."""
-        with torch.no_grad():
-            cos, sin = self.decoder.rotary_emb(self.embedding[None, :1], torch.arange(positions)[None])
-        return cos[0], sin[0]
+    def positions(self, layout: PromptLayout) -> Tensor:
+        """[1, N] or [axes, 1, N] positions of the prompt's rows."""
+        return torch.arange(layout.length)[None]
 
-    def vision(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Projected features of the configured tower layer, and its [CLS] attention (mean over heads).
+    def rotary(self, layout: PromptLayout, rows: int) -> tuple[Tensor, Tensor]:
+        """Rotary tables from the model's own rotary module.
 
         Args:
-            pixel_values: [c, 3, h, w] normalised images.
+            layout: the prompt.
+            rows: prompt rows, and as many more as may be generated.
 
         Returns:
-            [c, patches, d] features and [c, patches] attention of the [CLS] row, not renormalised.
+            (cos, sin), each [rows, head_dim]. Text continues one by one after the largest position, as in
+            the model's own generation.
         """
-        hidden = self.tower.pre_layrnorm(self.tower.embeddings(pixel_values))
-        for layer in self.tower.encoder.layers[: self.tower_layers - 1]:
-            hidden = layer(hidden, None)
-        last = self.tower.encoder.layers[self.tower_layers - 1]
-        cls_attention = _cls_attention(last.self_attn, last.layer_norm1(hidden))
-        return self.model.model.multi_modal_projector(last(hidden, None)[:, 1:]), cls_attention
+        prompt = self.positions(layout)
+        after = int(prompt.max()) + 1 + torch.arange(rows - layout.length)
+        positions = torch.cat([prompt, after.expand(*prompt.shape[:-1], -1)], dim=-1)
+        with torch.no_grad():
+            cos, sin = self.decoder.rotary_emb(self.embedding[None, :1], positions)
+        return cos[0], sin[0]
 
     def generate(self, token_ids: IntArray, pixel_values: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Greedy answer by transformers' own `generate`.
@@ -142,42 +171,140 @@ class LlavaAdapter:
         Returns:
             [steps] tokens as they were fed back, and [steps, vocabulary] logits, the end token's among them.
         """
+        ids = torch.from_numpy(token_ids)[None]
         with torch.no_grad():
             answer: Any = self.model.generate(
-                input_ids=torch.from_numpy(token_ids)[None],
-                attention_mask=torch.ones(1, len(token_ids), dtype=torch.long),
-                pixel_values=pixel_values,
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
                 max_new_tokens=steps,
                 min_new_tokens=steps,
                 do_sample=False,
                 return_dict_in_generate=True,
                 output_logits=True,
+                **self.image_inputs(ids, pixel_values),
             )
         return answer.sequences[0, len(token_ids) :], torch.cat(answer.logits)
 
-    @contextmanager
-    def decoder_attention(self, function: AttentionFunction) -> Iterator[None]:
+    def image_inputs(self, token_ids: Tensor, pixel_values: Tensor) -> dict[str, Tensor]:
+        """What the whole model is given of images [c, 3, h, w] beside the token ids [1, N]."""
+        return {"pixel_values": pixel_values}
+
+    def decoder_attention(self, function: AttentionFunction) -> AbstractContextManager[None]:
         """Context in which the decoder layers attend through `function` instead of their own choice."""
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+        return attend_through(self.decoder.config, "vla_autoprune", function)
 
-        name = "vla_autoprune"
-        config = self.decoder.config
-        chosen = config._attn_implementation
-        ALL_ATTENTION_FUNCTIONS.register(name, function)
-        config._attn_implementation = name
-        try:
-            yield
-        finally:
-            config._attn_implementation = chosen
+    def loaded(self, module: nn.Module) -> AbstractContextManager[None]:
+        """All weights are in memory all the time."""
+        return nullcontext()
 
 
-def _cls_attention(attention: Any, normed: Tensor) -> Tensor:
-    """Attention of the first row on all others, mean over heads: [c, rows, d] to [c, rows - 1]."""
-    images, rows, _ = normed.shape
-    query = attention.q_proj(normed[:, :1]).view(images, 1, attention.num_heads, attention.head_dim)
-    key = attention.k_proj(normed).view(images, rows, attention.num_heads, attention.head_dim)
-    logits = torch.einsum("cqhx,ckhx->chqk", query, key) * attention.scale
-    return logits.softmax(dim=-1)[:, :, 0, 1:].mean(dim=1)
+class LlavaAdapter(TransformersAdapter):
+    """A `LlavaForConditionalGeneration` with a CLIP tower and a Llama-like decoder.
+
+    Raises:
+        InputError: the model has a part that stages cannot express; the message names it.
+    """
+
+    def __init__(self, model: LlavaForConditionalGeneration) -> None:
+        config = model.config
+        if config.vision_feature_select_strategy != "default" or not isinstance(
+            config.vision_feature_layer, int
+        ):
+            raise InputError(
+                f"model takes vision features {config.vision_feature_select_strategy!r} of layer "
+                f"{config.vision_feature_layer}; "
+                "only one layer without its [CLS] row ('default') is supported"
+            )
+        super().__init__(model)
+        self.clip = getattr(model.model.vision_tower, "vision_model", model.model.vision_tower)
+        if not hasattr(self.clip, "pre_layrnorm"):
+            raise InputError(
+                f"vision tower is {type(self.clip).__name__}; only CLIP towers have the [CLS] row needed"
+            )
+        depth = len(self.clip.encoder.layers)
+        layer = config.vision_feature_layer
+        self.tower_layers = layer if layer >= 0 else depth + 1 + layer
+        if not 1 <= self.tower_layers <= depth:
+            raise InputError(
+                f"vision_feature_layer is {layer}; a tower of {depth} layers allows -{depth}..-1"
+            )
+
+    def tower(self, layout: PromptLayout, scorer: Scorer) -> nn.Module:
+        """CLIP up to the configured layer, and the projector.
+
+        Raises:
+            RecipeError: images have not the size CLIP was made for, or the scorer asks for a layer it has
+                not.
+        """
+        vision = self.model.config.vision_config
+        side = vision.image_size
+        if layout.image_size != (side, side):
+            raise RecipeError(
+                f"layout.image_size is {layout.image_size}; this model's CLIP tower takes {(side, side)}"
+            )
+        require_tokens(layout, (side // vision.patch_size) ** 2)
+        scored = self.tower_layers - 1 if scorer.encoder_layer is None else scorer.encoder_layer
+        if not 0 <= scored < self.tower_layers:
+            raise RecipeError(
+                f"scorer.encoder_layer is {scored}; the features come from tower layers "
+                f"0..{self.tower_layers - 1}"
+            )
+        return _ClipTower(self, scorer, scored)
+
+
+class _ClipTower(nn.Module):
+    def __init__(self, adapter: LlavaAdapter, scorer: Scorer, scored_layer: int) -> None:
+        super().__init__()
+        self.clip = adapter.clip
+        self.layers = adapter.clip.encoder.layers[: adapter.tower_layers]
+        self.projector = adapter.model.model.multi_modal_projector
+        self.encoder = scorer.encoder if scorer.encoder_weight > 0 else None
+        self.scored_layer = scored_layer
+
+    def forward(self, pixel_values: Tensor) -> Encoded:
+        """Pixels [c, 3, h, w] to features and, if asked for, the attention that patches receive."""
+        hidden = self.clip.pre_layrnorm(self.clip.embeddings(pixel_values))
+        score = None
+        for index, layer in enumerate(self.layers):
+            if self.encoder is not None and index == self.scored_layer:
+                attention = layer.self_attn
+                normed = layer.layer_norm1(hidden)
+                asking = normed[:, :1] if self.encoder == "cls" else normed[:, 1:]
+                images, rows, _ = normed.shape
+                query = attention.q_proj(asking).view(images, -1, attention.num_heads, attention.head_dim)
+                key = attention.k_proj(normed).view(images, rows, attention.num_heads, attention.head_dim)
+                score = received_attention(query.transpose(1, 2), key.transpose(1, 2), attention.scale)[:, 1:]
+            hidden = layer(hidden, None)
+        return Encoded(self.projector(hidden[:, 1:]), score)
+
+
+def received_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """How much attention each key receives, mean over heads and asking rows.
+
+    Args:
+        query: [c, H, q, hd].
+        key: [c, H, k, hd].
+        scaling: of the logits.
+
+    Returns:
+        [c, k] means of probabilities.
+    """
+    logits = torch.matmul(query, key.transpose(2, 3)) * scaling
+    return logits.softmax(dim=-1).mean(dim=(1, 2))
+
+
+def require_tokens(layout: PromptLayout, tokens: int) -> None:
+    """Refuse a layout whose cameras have not as many visual tokens as the tower gives.
+
+    Raises:
+        RecipeError: naming the camera.
+    """
+    for span in layout.segments:
+        if span[0] == "visual" and span[2] != tokens:
+            raise RecipeError(
+                f"layout gives {span[1]} {span[2]} visual tokens; images of "
+                f"{layout.image_size} give {tokens} with this model"
+            )
 
 
 def weights_sha256(model: nn.Module) -> str:

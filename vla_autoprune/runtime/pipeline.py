@@ -156,10 +156,9 @@ class Pipeline:
         self._encode()
         timings.add(self._encode.times_ms())
 
-    def features(self) -> tuple[FloatArray, FloatArray]:
-        """[1, V, d] features and [V] encoder scores of the last `encode`, on the host."""
-        vision = self._wiring.vision
-        return self._fetched(vision, "features"), self._fetched(vision, "encoder_score")
+    def features(self) -> FloatArray:
+        """[1, V, d] features of the last `encode`, on the host."""
+        return self._fetched(self._wiring.vision, "features")
 
     def prefill(
         self,
@@ -289,12 +288,19 @@ class Pipeline:
         self._run(self._wiring.vision)
 
     def _embed(self) -> None:
-        hidden, features = self._buffer(self._first, "hidden"), self._buffer(self._wiring.vision, "features")
+        encoded = {"hidden": "features", "deepstack": "deepstack"}
+        moves = [
+            (self._buffer(self._wiring.vision, source), self._buffer(self._first, target))
+            for target, source in encoded.items()
+            if target in self._first.places
+        ]
+        hidden = moves[0][1]
         row = visual = text = 0
         for span in self.recipe.layout.segments:
             count = span[-1]
             if span[0] == "visual":
-                self.backend.move_rows(features, visual, hidden, row, count)
+                for source, target in moves:
+                    self.backend.move_rows(source, visual, target, row, count)
                 visual += count
             else:
                 self.backend.write(hidden, self._text[None, text : text + count], row)

@@ -20,7 +20,7 @@ ALIGNMENT = 64
 CACHE = "cache"
 """Memory of the KV caches has keys that begin so."""
 
-_SEQUENCE = ("hidden", "cos", "sin", "text_rows", "other_rows", "visual_rows", "camera")
+_SEQUENCE = ("hidden", "cos", "sin", "text_rows", "other_rows", "visual_rows", "camera", "deepstack")
 """What describes the rows of the sequence, and changes when rows are dropped."""
 
 _UNCHANGED = ("text_weight", "encoder_score", "complexity", "keep", "candidates", "groups", "floors")
@@ -139,6 +139,7 @@ class Wiring:
             keys |= {"hidden": f"token_{stage % 2}", "hidden_out": f"token_{(stage + 1) % 2}"}
             keys |= {"text_rows": "zero", "visual_rows": "zero", "text_weight": "one", "encoder_score": "one"}
             keys |= {"score": "unused_score", "complexity": "unused_complexity"}
+            keys["deepstack"] = "token_deepstack"  # stays 0: a generated token is text
             variant = contract.decode_variant(bucket.name)
             steps.append(self._stage(stage, variant, keys, f"token_kv_{stage:02d}", f"{CACHE}_{stage:02d}"))
         return steps

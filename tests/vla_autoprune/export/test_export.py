@@ -142,18 +142,23 @@ def test_a_foreign_directory_is_not_replaced(tiny_recipes, tiny_vla, tmp_path, n
         export_bundle(LlavaAdapter(tiny_vla.model), tiny_recipes["plain"], tmp_path / "b", {}, opset=17)
 
 
-def test_vision_and_generate_agree_with_the_original(tiny_vla):
-    model = LlavaAdapter(tiny_vla.model)
+def test_vision_agrees_with_the_original(tiny_vla):
+    from vla_autoprune.recipe import Scorer
+
+    model, layout = LlavaAdapter(tiny_vla.model), tiny_vla.prompt.layout
     pixels = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        features, score = model.vision(pixels)
+        features, cls, _ = model.tower(layout, Scorer(encoder_weight=1.0))(pixels)
+        received = model.tower(layout, Scorer(encoder_weight=1.0, encoder="received"))(pixels).encoder_score
+        assert model.tower(layout, Scorer())(pixels).encoder_score is None
         expected = torch.stack(list(tiny_vla.model.model.get_image_features(pixels).pooler_output))
         tower = tiny_vla.model.model.vision_tower
         tower.set_attn_implementation("eager")
         attention = tower(pixels, output_attentions=True).attentions[-1]
         tower.set_attn_implementation("sdpa")
     assert (features - expected).abs().max() < 1e-5
-    assert (score - attention[:, :, 0, 1:].mean(dim=1)).abs().max() < 1e-6
+    assert (cls - attention[:, :, 0, 1:].mean(dim=1)).abs().max() < 1e-6
+    assert (received - attention[:, :, 1:, 1:].mean(dim=(1, 2))).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("opset", [18, 23])

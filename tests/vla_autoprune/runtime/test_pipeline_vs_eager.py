@@ -72,18 +72,14 @@ def test_unpruned_stages_generate_what_transformers_generates(tiny_vla, pipeline
 @pytest.mark.parametrize("name", ["plain", "rich"])
 @pytest.mark.parametrize("valid", [None, -3], ids=["whole", "padded"])
 def test_pruned_stages_match_the_eager_pruned_model(tiny_vla, tiny_recipes, pipelines, pixels, name, valid):
-    import torch
-
-    from vla_autoprune.export.eager import run_eager
+    from vla_autoprune.export.eager import encode_eager, run_eager
     from vla_autoprune.models.adapter import LlavaAdapter
 
     recipe, pipeline = tiny_recipes[name], pipelines[name]
     model = LlavaAdapter(tiny_vla.model)
     ids = prompt_ids(tiny_vla, valid)
     length = len(ids) + (valid or 0)
-    with torch.no_grad():
-        features, encoder = (value.numpy() for value in model.vision(torch.from_numpy(pixels)))
-    features, encoder = features.reshape(-1, features.shape[-1]), encoder.reshape(-1)
+    features, encoder, _ = encode_eager(model, recipe, pixels)
     for bucket in recipe.buckets:
         prefill, logits, _ = run_staged(pipeline, bucket, ids, length, pixels)
         eager = run_eager(model, recipe, bucket, ids, length, features, encoder)
