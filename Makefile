@@ -27,7 +27,7 @@ $(READY): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt "$(TORCH)"
-	$(QUIET) $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[export,eval,ray,record,viz,dev,ros-test]"
+	$(QUIET) $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[export,eval,ray,record,viz,profile,dev,ros-test]"
 	@touch $@
 
 demo: $(READY)

@@ -65,6 +65,7 @@ setup(
             "jinja2>=3.1",
         ],
         "ray": ["ray>=2.40"],
+        "profile": ["nvidia-ml-py>=12.535", "nvtx>=0.2.10"],  # power of NVIDIA cards; ranges for Nsight
         "viz": ["rerun-sdk>=0.22", "foxglove-sdk>=0.14"],
         "record": ["rosbags>=0.11"],
         "ros-test": [

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from vla_autoprune.profiling.machine import cpu_name, peak_host_mib
 
 CAMERAS = 6
 TEXT_BEFORE, TEXT_AFTER = 4, 96
@@ -103,9 +104,7 @@ def run_for_memory(options: argparse.Namespace) -> None:
     pipeline = open_pipeline(options.memory_of, options)
     for bucket in (*pipeline.recipe.buckets, *pipeline.recipe.buckets):
         prefill(pipeline, bucket, prompt_of(pipeline.recipe))
-    # Not ru_maxrss: across fork and exec it keeps the parent's peak.
-    peak_kib = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    print(int(peak_kib[0]) / 1024)
+    print(peak_host_mib())
 
 
 def open_pipeline(path: Path, options: argparse.Namespace) -> Any:
@@ -203,7 +202,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
     disk = {path.name: sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) for path in (five, one)}
     return {
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()},
         "versions": _versions(),
         "command": " ".join(["python", *sys.argv]),
         "model": {
@@ -286,14 +285,6 @@ def markdown(result: dict[str, Any]) -> str:
     }
     lines += ["", *(f"- {'met' if met else '**not met**'}: {what}" for what, met in checks.items())]
     return "\n".join(lines) + "\n"
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
 
 
 def _versions() -> str:

@@ -6,30 +6,25 @@ Needs the bundle's recorded samples and nothing else. What it finds goes into on
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engines.verify import Gates, Sample, agree, read_sample, verify_bundle
-from vla_autoprune import __version__
 from vla_autoprune.bundle import Bundle
 from vla_autoprune.errors import ParityError, PlanError
 from vla_autoprune.frame import FloatArray
+from vla_autoprune.profiling.machine import machine_record
 from vla_autoprune.recipe import Bucket
 from vla_autoprune.runtime.backend import Backend
 from vla_autoprune.runtime.pipeline import Pipeline, Timings
 
 RESULT_VERSION = 1
 
-_PACKAGES = ("tensorrt", "cuda-python", "cuda-bindings", "onnxruntime", "numpy")
-_BOARD_FILES = ("/proc/device-tree/model", "/etc/nv_tegra_release")
 _GROWTH_MIB = 8.0
 """Free device memory may move this much by itself: other processes use the GPU too."""
 
@@ -154,7 +149,7 @@ def accept(
     return Acceptance(
         result_version=RESULT_VERSION,
         made=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        machine=_machine(),
+        machine=machine_record(),
         backend=backend.name,
         device=backend.device,
         bundle={
@@ -273,21 +268,3 @@ def _times(rows: list[tuple[dict[str, float], float, bool]], sample: Sample, nam
         after_other_bucket_ms=median([ms["prefill"] for ms, _, same in rows if not same]),
         after_same_bucket_ms=median([ms["prefill"] for ms, _, same in rows if same]),
     )
-
-
-def _machine() -> dict[str, str]:
-    found = {
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "vla_autoprune": __version__,
-    }
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "absent"
-    for file in map(Path, _BOARD_FILES):
-        if file.is_file():
-            found[file.name] = file.read_bytes().decode(errors="replace").strip("\0\n ")
-    return found

@@ -89,7 +89,7 @@ def replay(
     )
     suffixes = {topics.camera_topic(camera, raw): camera for camera in cameras for raw in (False, True)}
     found = False
-    for topic, message in _messages(recording):
+    for topic, message in read_messages(recording):
         camera = next((suffixes[suffix] for suffix in suffixes if topic.endswith("/" + suffix)), None)
         if camera is not None:
             data = ImageData(message.data)
@@ -151,8 +151,18 @@ def _repeat(
     )
 
 
-def _messages(recording: Path) -> Iterator[tuple[str, Any]]:
-    """Topic and content of each message, in the order they came."""
+def read_messages(recording: Path) -> Iterator[tuple[str, Any]]:
+    """Read a recording.
+
+    Args:
+        recording: rosbag2 directory, MCAP or SQLite.
+
+    Yields:
+        Topic and content of each message, in the order they came.
+
+    Raises:
+        InputError: it is none, or cannot be read.
+    """
     from rosbags.highlevel import AnyReader, AnyReaderError
     from rosbags.typesys import Stores, get_typestore
 

@@ -83,6 +83,7 @@ from vla_autoprune.cli import (  # noqa: E402, F401
     lint,
     navsim,
     predict,
+    profile,
     recipe,
     replay,
     synth,

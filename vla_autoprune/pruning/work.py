@@ -30,6 +30,12 @@ class DecoderShape(Protocol):
         """Width of the gated feed-forward."""
 
 
+def layer_parameters(decoder: DecoderShape) -> int:
+    """Weights of the matrix products of one decoder layer."""
+    query_width, kv_width = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+    return 2 * decoder.hidden * (query_width + kv_width) + 3 * decoder.hidden * decoder.ffn
+
+
 def prefill_flops(decoder: DecoderShape, rows_into_layers: Sequence[int]) -> int:
     """Floating-point operations of the decoder layers for one prompt, a multiply and an add counted as two.
 
@@ -43,10 +49,23 @@ def prefill_flops(decoder: DecoderShape, rows_into_layers: Sequence[int]) -> int
     Returns:
         FLOPs.
     """
+    per_row = 2 * layer_parameters(decoder)
     query_width = decoder.heads * decoder.head_dim
-    kv_width = decoder.kv_heads * decoder.head_dim
-    per_row = 4 * decoder.hidden * (query_width + kv_width) + 6 * decoder.hidden * decoder.ffn
     return sum(rows * per_row + 2 * query_width * rows * (rows + 1) for rows in rows_into_layers)
+
+
+def decode_flops(decoder: DecoderShape, keys_of_layers: Sequence[int]) -> int:
+    """Floating-point operations of the decoder layers for one more token, counted as in `prefill_flops`.
+
+    Args:
+        decoder: sizes of the decoder.
+        keys_of_layers: [L] keys the token sees in each layer, its own included.
+
+    Returns:
+        FLOPs.
+    """
+    query_width = decoder.heads * decoder.head_dim
+    return sum(2 * layer_parameters(decoder) + 4 * query_width * keys for keys in keys_of_layers)
 
 
 def published_macs(decoder: DecoderShape, rows_into_layers: Sequence[int]) -> int:

@@ -175,7 +175,7 @@ class Pipeline:
             token_ids: [N] of the layout's length; those at visual positions are ignored.
             length: tokens before the padding.
             choose: picks the bucket from the complexity.
-            timings: receives embed, stage_XX, store_00, select_XX, head, check and prefill,
+            timings: receives prompt, embed, stage_XX, store_00, select_XX, head, check and prefill,
                 which spans them.
             ranking: [V] scores that replace the stages' own at every pruning point.
             inspect: shown the outputs of every stage, to find where a difference begins.
@@ -188,7 +188,7 @@ class Pipeline:
         """
         begin = time.perf_counter()
         self._answer = None
-        with timings.of("embed"):
+        with timings.of("prompt"):
             self._fill_prompt(token_ids, length)
         self._begin()
         complexity = float(self._read(self._first, "complexity")[0])

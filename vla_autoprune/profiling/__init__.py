@@ -1,0 +1,1 @@
+"""Where the milliseconds, bytes and joules of a plan go: measured, compared, limited, and predicted."""

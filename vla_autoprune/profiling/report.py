@@ -1,0 +1,392 @@
+"""A profile as one HTML file that needs nothing else: where the time goes, how it spreads, what limits it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vla_autoprune.profiling.document import PHASES, BucketProfile, Distribution, Phase, Profile
+from vla_autoprune.profiling.roofline import amdahl, reached
+from vla_autoprune.recipe import FULL
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#1d2733"
+"""Text and axes; it turns into the colour of the surrounding page."""
+
+PHASE_COLOURS: Mapping[Phase, str] = {
+    "input": "#a4abb3",
+    "vision": "#56b4e9",
+    "prefill": "#e6a700",
+    "decode": "#a98bd0",
+    "answer": "#4fa37e",
+}
+BUCKET_COLOURS = ("#6bb8f2", "#2f86d1", "#7a5fc7", "#b86fa0", "#d55e00")
+"""From the first pruned bucket to the leanest; the unpruned one is drawn in ink."""
+
+_STYLE = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "svg.fonttype": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 9.5,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
+
+_ABOUT_STAGES = """Median milliseconds of each part of a plan. <i>Input</i> is reading images down and
+building the prompt, <i>answer</i> choosing tokens and reading the plan. Pruning inside the decoder shortens
+prefill and, through a smaller cache, decoding; it cannot shorten the rest."""
+_ABOUT_SPREAD = """Share of plans that took at most so long. Steep is steady; a long tail to the right is what
+a deadline meets."""
+_ABOUT_TOKENS = """Each point is a bucket: median time, with a bar up to its 90th percentile where there are
+enough frames. Buckets of one budget have almost the same cost by construction."""
+_ABOUT_ROOF = """Each point is a stage: operations a second against operations per byte that must move
+at least. Under the slope memory limits, under the flat roof arithmetic. A point above the roof works on data
+that stayed in a cache. Stages whose work is not counted (vision, host) are not shown."""
+
+
+def profile_page(profile: Profile) -> str:
+    """The whole report.
+
+    Args:
+        profile: what was measured.
+
+    Returns:
+        HTML.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    conditions = profile.conditions
+    title = f"Latency profile of {conditions.model}"
+    body = "\n".join(_sections(profile))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_CSS}</style></head>\n<body><main>"
+        f'<h1>{escape(title)}</h1><p class="lead">{conditions.frames} frames per bucket · '
+        f"{escape(conditions.backend)} on {escape(conditions.device)} · "
+        f"{escape(conditions.machine.get('cpu', ''))}</p>\n{body}</main></body></html>\n"
+    )
+
+
+def _sections(profile: Profile) -> Iterator[str]:
+    for note in profile.notes:
+        yield f'<p class="warning">{escape(note)}</p>'
+    limit = amdahl(profile)
+    if limit is not None:
+        yield f"<p><b>{escape(str(limit))}.</b></p>"
+    yield _section("Where the time goes", _ABOUT_STAGES, _drawn(stage_figure, profile))
+    yield _bucket_table(profile)
+    yield _section("How it spreads", _ABOUT_SPREAD, _drawn(spread_figure, profile))
+    yield _section("Latency against tokens", _ABOUT_TOKENS, _drawn(token_figure, profile))
+    if profile.ceiling.flops_per_s is None or profile.ceiling.bytes_per_s is None:
+        why = f"<p>The machine's ceilings are not both measured: {escape(profile.ceiling.source)}.</p>"
+        yield _section("Roofline", "", why)
+    else:
+        yield _section("Roofline", _ABOUT_ROOF, _drawn(roof_figure, profile))
+    for bucket in _shown(profile):
+        yield f"<h3>Stages of {escape(bucket.name)}, milliseconds per plan</h3>"
+        yield _stage_table(profile, bucket)
+    yield "<h2>Power, clocks, memory</h2>" + _power(profile)
+    if profile.ros is not None:
+        ros = profile.ros
+        about = f"{ros.plans} plans and {ros.refused} refused frames in <code>{escape(ros.recording)}</code>."
+        yield _section("Latencies of the ROS path", about, _ros_table(profile))
+    yield "<h2>Conditions</h2>" + _conditions(profile)
+
+
+def stage_figure(profile: Profile) -> Figure:
+    """Medians of the phases, stacked, a bar per bucket."""
+    figure = _figure(10.5, 0.9 + 0.42 * len(profile.buckets))
+    axes = figure.subplots()
+    left = np.zeros(len(profile.buckets))
+    longest = max(sum(bucket.phase_ms(phase) for phase in PHASES) for bucket in profile.buckets)
+    for phase in PHASES:
+        widths = np.array([bucket.phase_ms(phase) for bucket in profile.buckets])
+        axes.barh(range(len(widths)), widths, left=left, color=PHASE_COLOURS[phase], label=phase, height=0.68)
+        for row, (start, width) in enumerate(zip(left, widths, strict=True)):
+            if width > 0.05 * longest:
+                text = f"{width:.1f}" if width < 100 else f"{width:.0f}"
+                place = {"ha": "center", "va": "center", "fontsize": 8, "color": "#14181d"}
+                axes.text(start + width / 2, row, text, **place)
+        left += widths
+    axes.set_yticks(range(len(left)), [bucket.name for bucket in profile.buckets])
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("milliseconds per plan (medians)")
+    figure.legend(loc="outside upper center", ncols=len(PHASES))
+    return figure
+
+
+def spread_figure(profile: Profile) -> Figure:
+    """Cumulative distributions of the total of every bucket."""
+    figure = _figure(9.5, 4.0)
+    axes = figure.subplots()
+    for bucket, colour in _coloured(profile):
+        values = np.sort(bucket.total_ms)
+        shares = np.arange(1, len(values) + 1) / len(values)
+        axes.step(values, shares, where="post", color=colour, linewidth=1.5, label=bucket.name)
+    axes.set_xlabel("milliseconds of a whole plan")
+    axes.set_ylabel("share of plans")
+    axes.set_ylim(0, 1.02)
+    axes.grid()
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def token_figure(profile: Profile) -> Figure:
+    """Totals and prefills against the visual tokens that enter the layers."""
+    figure = _figure(9.5, 3.8)
+    panels: Any = figure.subplots(1, 2)
+    for axes, name in zip(panels, ("whole plan", "prefill"), strict=True):
+        _token_panel(axes, profile, name == "prefill")
+        axes.set_title(name, loc="left")
+        axes.set_xlabel("visual tokens into the layers (mean)")
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.grid()
+    panels[0].set_ylabel("milliseconds")
+    return figure
+
+
+def _token_panel(axes: Axes, profile: Profile, prefill: bool) -> None:
+    for bucket, colour in _coloured(profile):
+        tokens = bucket.visual_tokens_into_layers
+        samples = bucket.total_ms
+        if prefill:
+            columns = [stage.ms for stage in bucket.stages if stage.phase == "prefill"]
+            samples = tuple(map(sum, zip(*columns, strict=True)))
+        middle = float(np.median(samples))
+        up = float(np.quantile(samples, 0.9)) - middle if bucket.total.p90 is not None else 0.0
+        axes.errorbar(tokens, middle, yerr=[[0], [up]], color=colour, marker="o", markersize=5, capsize=2.5)
+    labelled: set[str] = set()
+    for bucket, colour in _coloured(profile):
+        budget = bucket.name.partition("_")[0]
+        if budget not in labelled:
+            labelled.add(budget)
+            samples_ms = bucket.phase_ms("prefill") if prefill else bucket.total.p50
+            place = {"xytext": (6, -12), "textcoords": "offset points", "fontsize": 8, "color": colour}
+            axes.annotate(budget, (bucket.visual_tokens_into_layers, samples_ms), **place)
+
+
+def roof_figure(profile: Profile) -> Figure:
+    """Stages under the machine's roof."""
+    figure = _figure(9.5, 4.6)
+    axes = figure.subplots()
+    flops, moved = profile.ceiling.flops_per_s, profile.ceiling.bytes_per_s
+    assert flops is not None and moved is not None
+    intensities: list[float] = []
+    for bucket, filled in zip(_shown(profile), (True, False), strict=False):
+        for phase, marker in (("prefill", "o"), ("decode", "^")):
+            points = [
+                (stage.work.flops / stage.work.bytes, found.flops_per_s / 1e9, stage.name)
+                for stage in bucket.stages
+                if stage.phase == phase and stage.work is not None and stage.work.flops
+                if (found := reached(stage, profile.ceiling)) is not None
+            ]
+            if not points:
+                continue
+            x, y, names = zip(*points, strict=True)
+            intensities += x
+            colour = PHASE_COLOURS["prefill" if phase == "prefill" else "decode"]
+            face = colour if filled else "none"
+            label = f"{phase}, {bucket.name}"
+            style = {"markersize": 6, "linestyle": "none", "markeredgewidth": 1.4}
+            axes.plot(x, y, marker, color=colour, markerfacecolor=face, label=label, **style)
+            if filled:
+                for place_x, place_y, name in zip(x, y, names, strict=True):
+                    short = name.removeprefix("decode_").replace("stage_", "")
+                    offset = {"xytext": (6, 3), "textcoords": "offset points", "fontsize": 7.5}
+                    axes.annotate(short, (place_x, place_y), **offset)
+    ridge = flops / moved
+    span = np.geomspace(min([*intensities, ridge]) / 2, max([*intensities, ridge]) * 3, 100)
+    axes.plot(span, np.minimum(flops, span * moved) / 1e9, color=INK, linewidth=1.4)
+    axes.annotate(
+        f"{flops / 1e9:.0f} GFLOP/s", (span[-1], flops / 1e9), xytext=(0, 4), textcoords="offset points",
+        ha="right", fontsize=8,
+    )  # fmt: skip
+    axes.annotate(
+        f"{moved / 1e9:.1f} GB/s", (span[0], span[0] * moved / 1e9), xytext=(4, 8),
+        textcoords="offset points", fontsize=8,
+    )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("operations per byte that must move")
+    axes.set_ylabel("GFLOP/s reached")
+    axes.grid(which="major")
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+    return figure
+
+
+def _shown(profile: Profile) -> list[BucketProfile]:
+    """The first bucket, which is the unpruned one if it was profiled, and the leanest."""
+    leanest = min(profile.buckets, key=lambda bucket: bucket.work_fraction)
+    return list({bucket.name: bucket for bucket in (profile.buckets[0], leanest)}.values())
+
+
+def _coloured(profile: Profile) -> Iterator[tuple[BucketProfile, str]]:
+    pruned = [bucket for bucket in profile.buckets if bucket.name != FULL]
+    for bucket in profile.buckets:
+        if bucket.name == FULL:
+            yield bucket, INK
+        else:
+            place = pruned.index(bucket) * (len(BUCKET_COLOURS) - 1) / max(1, len(pruned) - 1)
+            yield bucket, BUCKET_COLOURS[round(place)]
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _drawn(draw: Callable[[Profile], Figure], profile: Profile) -> str:
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context(_STYLE):
+        draw(profile).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    return f'<div class="plot">{text[text.index("<svg") :].replace(INK, "currentColor")}</div>'
+
+
+def _section(title: str, about: str, content: str) -> str:
+    return f"<h2>{title}</h2><p>{about}</p>{content}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    lines = "".join(
+        f"<tr><th>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>"
+        for row in rows
+    )
+    header = f"<thead><tr>{top}</tr></thead>" if head else ""
+    return f'<div class="wide"><table class="{kind}">{header}<tbody>{lines}</tbody></table></div>'
+
+
+def _times(time: Distribution | None) -> list[str]:
+    if time is None:
+        return ["–"] * 5
+    values = (time.p50, time.p90, time.p99, time.max, time.jitter)
+    return ["–" if value is None else f"{value:.3f}" for value in values]
+
+
+_PERCENTILES = ("p50", "p90", "p99", "max", "jitter")
+
+
+def _bucket_table(profile: Profile) -> str:
+    head = ["bucket", "visual tokens into layers", "work", "KV MiB", "ms per decoded token", *_PERCENTILES]
+    rows = []
+    for bucket in profile.buckets:
+        token = bucket.decode_per_token
+        rows.append(
+            [
+                bucket.name,
+                f"{bucket.visual_tokens_into_layers:.1f}",
+                f"{bucket.work_fraction:.0%}",
+                f"{bucket.kv_mib:.2f}",
+                "–" if token is None else f"{token.p50:.3f}",
+                *_times(bucket.total),
+            ]
+        )
+    return _table(head, rows)
+
+
+def _stage_table(profile: Profile, bucket: BucketProfile) -> str:
+    head = ["stage", "clock", "runs", "rows", "visual", *_PERCENTILES, "GFLOP/s", "GB/s", "of ceiling"]
+    rows = []
+    for stage in bucket.stages:
+        found = reached(stage, profile.ceiling)
+        rows.append(
+            [
+                stage.name,
+                stage.clock,
+                str(stage.runs_per_plan),
+                "" if stage.rows is None else str(stage.rows),
+                "" if stage.visual_tokens is None else str(stage.visual_tokens),
+                *_times(stage.time),
+                f"{found.flops_per_s / 1e9:.2f}" if found else "",
+                f"{found.bytes_per_s / 1e9:.2f}" if found else "",
+                f"{found.share:.0%} {found.bound}" if found and found.share is not None else "",
+            ]
+        )
+    return _table(head, rows)
+
+
+def _power(profile: Profile) -> str:
+    memory = profile.memory
+    host = "not measured" if memory.peak_host_mib is None else f"{memory.peak_host_mib:.0f} MiB"
+    device = "" if memory.device_mib is None else f"{memory.device_mib:.0f} MiB, "
+    rows = [["peak host memory", host], ["device memory", f"{device}{memory.device_source}"]]
+    for bucket in profile.buckets:
+        for energy in bucket.energy:
+            rails = ", ".join(f"{name} {watts:.2f} W" for name, watts in energy.rails_w.items())
+            above = "" if energy.above_idle_j is None else f" ({energy.above_idle_j:.3f} J above idle)"
+            rows.append(
+                [
+                    f"energy of a plan, {bucket.name}",
+                    f"{energy.per_plan_j:.3f} J{above}, {energy.mean_w:.2f} W over {energy.plans} plans, "
+                    f"{energy.sensor}; {rails}",
+                ]
+            )
+    for state in profile.sensors:
+        said = [f"{name} {value} → {state.after.get(name, '–')}" for name, value in state.before.items()]
+        slowed = f"throttled: {', '.join(state.throttled)}" if state.throttled else "no throttling seen"
+        rows.append([state.sensor, "; ".join([*said, slowed])])
+    rows += [[f"absent: {name}", why] for name, why in profile.absent_sensors.items()]
+    return _table((), rows, "conditions")
+
+
+def _ros_table(profile: Profile) -> str:
+    assert profile.ros is not None
+    rows = [[name, *_times(time)] for name, time in profile.ros.latencies_ms.items()]
+    return _table(["latency, ms", *_PERCENTILES], rows)
+
+
+def _conditions(profile: Profile) -> str:
+    conditions = profile.conditions
+    rows = [
+        [name.replace("_", " "), str(value)]
+        for name, value in conditions.model_dump(mode="json").items()
+        if name != "machine"
+    ]
+    rows += [[name, value] for name, value in conditions.machine.items()]
+    return _table((), [*rows, ["ceilings", profile.ceiling.source]], "conditions")
+
+
+_CSS = """
+:root { color-scheme: light dark; --ink: #1d2733; --paper: #ffffff; --soft: #f2f4f7; --line: #d5dae1; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e8ee; --paper: #14181d; --soft: #1e242c; --line: #38414c; }
+}
+body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 1200px; margin: 0 auto; padding: 24px 20px 60px; }
+h1 { font-size: 26px; margin: 8px 0 0; }
+h2 { font-size: 19px; margin: 40px 0 6px; border-top: 1px solid var(--line); padding-top: 18px; }
+h3 { font-size: 15px; margin: 24px 0 6px; }
+.lead { opacity: .75; }
+p { max-width: 80ch; margin: 4px 0 12px; }
+.warning { border-left: 4px solid #d55e00; background: var(--soft); padding: 8px 12px; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th, td { padding: 4px 8px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+thead th { font-weight: 600; background: var(--soft); }
+tbody th { text-align: left; }
+.conditions td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.plot svg { max-width: 100%; height: auto; }
+"""
