@@ -21,7 +21,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=[f"{top}{rest}" for top in TOP_LEVEL for rest in ("", ".*")]),
     package_data={
-        NAME: ["py.typed", "models/shipped/*"],
+        NAME: ["py.typed", "models/shipped/*", "profiling/*.json"],
         "engines": ["parser_operators.json"],
         "eval_nuscenes.navsim": ["devkit_config/agent/*.yaml"],
     },

@@ -77,6 +77,7 @@ from vla_autoprune.cli import (  # noqa: E402, F401
     build,
     calibrate,
     demo,
+    estimate,
     evaluate,
     export,
     inspect,

@@ -282,24 +282,24 @@ def print_profile(result: Profile, console: Console) -> None:
 
 
 def _bucket_table(result: Profile) -> Table:
+    from vla_autoprune.profiling.document import PHASES
+
     conditions = result.conditions
     table = _table(f"{conditions.model} on {conditions.device}")
     table.add_column("bucket", no_wrap=True)
-    columns = ("tokens", "work", "KV MiB", "input", "vision", "prefill", "decode", "answer")
+    columns = ("tokens", "work", "KV MiB", *PHASES)
     for name in (*columns, "a token", "total p50", "p90", "p99", "max", "jitter"):
         table.add_column(name, justify="right", no_wrap=True)
     for bucket in result.buckets:
         total, token = bucket.total, bucket.decode_per_token
-        phases = [
-            f"{bucket.phase_ms(phase):.2f}" for phase in ("input", "vision", "prefill", "decode", "answer")
-        ]
+        phases = [_ms(bucket.phase_ms(phase)) for phase in PHASES]
         table.add_row(
             bucket.name,
             f"{bucket.visual_tokens_into_layers:.0f}",
             f"{bucket.work_fraction:.0%}",
             f"{bucket.kv_mib:.2f}",
             *phases,
-            "" if token is None else f"{token.p50:.2f}",
+            _ms(None if token is None else token.p50),
             *_figures(total),
         )
     return table
@@ -335,7 +335,11 @@ def _table(title: str) -> Table:
 
 def _figures(time: Distribution) -> list[str]:
     values: list[Any] = [time.p50, time.p90, time.p99, time.max, time.jitter]
-    return ["–" if value is None else f"{value:.2f}" if value < 100 else f"{value:.0f}" for value in values]
+    return [_ms(value) for value in values]
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
 def _rate(value: float | None, unit: str) -> str:

@@ -46,6 +46,11 @@ def measure_ceiling(backend: Backend, threads: int | None = None) -> Ceiling:
             bytes_per_s=rate,
             source=f"device copy of {COPY_MIB} MiB on {backend.device}; matrix product not measured",
         )
+    return measure_host(threads)
+
+
+def measure_host(threads: int | None = None) -> Ceiling:
+    """The roofline of this machine's CPU; see `measure_ceiling`."""
     count = threads or os.cpu_count() or 1
     environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(count))}
     command = [sys.executable, "-m", __name__, str(count)]

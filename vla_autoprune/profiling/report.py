@@ -165,6 +165,7 @@ def token_figure(profile: Profile) -> Figure:
 
 
 def _token_panel(axes: Axes, profile: Profile, prefill: bool) -> None:
+    labelled: set[str] = set()
     for bucket, colour in _coloured(profile):
         tokens = bucket.visual_tokens_into_layers
         samples = bucket.total_ms
@@ -174,14 +175,11 @@ def _token_panel(axes: Axes, profile: Profile, prefill: bool) -> None:
         middle = float(np.median(samples))
         up = float(np.quantile(samples, 0.9)) - middle if bucket.total.p90 is not None else 0.0
         axes.errorbar(tokens, middle, yerr=[[0], [up]], color=colour, marker="o", markersize=5, capsize=2.5)
-    labelled: set[str] = set()
-    for bucket, colour in _coloured(profile):
         budget = bucket.name.partition("_")[0]
         if budget not in labelled:
             labelled.add(budget)
-            samples_ms = bucket.phase_ms("prefill") if prefill else bucket.total.p50
             place = {"xytext": (6, -12), "textcoords": "offset points", "fontsize": 8, "color": colour}
-            axes.annotate(budget, (bucket.visual_tokens_into_layers, samples_ms), **place)
+            axes.annotate(budget, (tokens, middle), **place)
 
 
 def roof_figure(profile: Profile) -> Figure:
@@ -221,7 +219,7 @@ def roof_figure(profile: Profile) -> Figure:
         ha="right", fontsize=8,
     )  # fmt: skip
     axes.annotate(
-        f"{moved / 1e9:.1f} GB/s", (span[0], span[0] * moved / 1e9), xytext=(4, 8),
+        f"{moved / 1e9:.1f} GB/s", (span[0], span[0] * moved / 1e9), xytext=(10, -6),
         textcoords="offset points", fontsize=8,
     )  # fmt: skip
     axes.set_xscale("log")
