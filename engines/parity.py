@@ -23,7 +23,7 @@ from vla_autoprune.export.export import export_bundle, text_files
 from vla_autoprune.files import write_whole
 from vla_autoprune.frame import Command, EgoState, FloatArray, IntArray
 from vla_autoprune.models.adapter import StageModel
-from vla_autoprune.models.driving_vla import DrivingVla
+from vla_autoprune.models.checkpoint import Vla
 from vla_autoprune.recipe import Bucket, PromptLayout, PruningRecipe
 from vla_autoprune.runtime.backend import Backend
 from vla_autoprune.runtime.pipeline import Pipeline, Prefill, Timings
@@ -76,7 +76,7 @@ def parity_inputs(
 
     Args:
         bundle: gives the image shape.
-        prompts: [N] token ids each, without padding.
+        prompts: token ids of each, without padding.
         mean: per channel, as in preprocessing.
         std: per channel.
         seed: of the images.
@@ -92,7 +92,9 @@ def parity_inputs(
         coarse = generator.uniform(0, 1, size=(cameras, 5, 8, 3)).astype(np.float32)
         images = np.stack([cv2.resize(image, (width, height)) for image in coarse])
         pixels = (images.transpose(0, 3, 1, 2) - shift) / scale
-        inputs.append(ParityInput(np.ascontiguousarray(pixels), token_ids, len(token_ids)))
+        padded = np.zeros(bundle.recipe.layout.length, dtype=np.int64)
+        padded[: len(token_ids)] = token_ids
+        inputs.append(ParityInput(np.ascontiguousarray(pixels), padded, len(token_ids)))
     return inputs
 
 
@@ -207,7 +209,7 @@ def check_parity(
 
 def export_checked(
     model: StageModel,
-    vla: DrivingVla,
+    vla: Vla,
     recipe: PruningRecipe,
     out: Path,
     *,

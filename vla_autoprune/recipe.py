@@ -365,6 +365,29 @@ class PruningRecipe(_Record):
             )
 
 
+    def require_layout(self, layout: PromptLayout) -> None:
+        """Refuse a prompt or rig the recipe was not made for.
+
+        Args:
+            layout: of the prompt and rig at hand.
+
+        Raises:
+            RecipeError: naming the first difference.
+        """
+        own = self.layout
+        told = {
+            "cameras": (", ".join(own.cameras), ", ".join(layout.cameras)),
+            "image_size": (own.image_size, layout.image_size),
+            "segments": (list(own.segments), list(layout.segments)),
+        }
+        for name, (wanted, given) in told.items():
+            if wanted != given:
+                raise RecipeError(
+                    f"recipe's layout has {name} {wanted}, prompt and rig at hand have {given}; make a "
+                    "recipe for them with vla-autoprune calibrate"
+                )
+
+
 def build_recipe(
     model: ModelShape,
     layout: PromptLayout,

@@ -224,7 +224,7 @@ def test_another_rig_is_refused_with_the_difference():
         with pytest.raises(RecipeError, match=message):
             model.tower(PromptLayout(segments=segments, image_size=size), Scorer(**scorer))
 
-    refused(r"image_size is \(33, 24\); this model takes .* multiples of 8", size=(33, 24))
+    refused(r"image_size is \(33, 24\); this model takes multiples of 8", size=(33, 24))
     refused("layout gives CAM_0 12 visual tokens; images of .* give 16", size=(32, 32))
     refused("has no .CLS. row: take 'received'", encoder_weight=1.0)
     refused("encoder_layer is 9", encoder_weight=1.0, encoder="received", encoder_layer=9)

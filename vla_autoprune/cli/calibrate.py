@@ -16,6 +16,9 @@ from rich.table import Table
 
 from vla_autoprune.cli import app
 from vla_autoprune.cli.options import (
+    DECODER,
+    MODEL,
+    PROMPT,
     THREADS,
     CommandSource,
     comma_list,
@@ -30,7 +33,7 @@ from vla_autoprune.progress import progress_bar
 
 if TYPE_CHECKING:
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
-    from vla_autoprune.models.driving_vla import DrivingVla
+    from vla_autoprune.models.checkpoint import Vla
     from vla_autoprune.pruning.calibration import MappingFit, SlopeMapping
     from vla_autoprune.recipe import ModelShape, PromptLayout, PruningRecipe
     from vla_autoprune.runtime.slope_losses import KnownDrive, SlopeLosses
@@ -51,9 +54,9 @@ def calibrate(
     version: str = typer.Option("v1.0-synth", "--version", help="Name of the folder with the tables."),
     split: str = typer.Option("calibration", "--split", help="Split to fit on; never the one you report."),
     out: Path = typer.Option(Path("out/recipe.json"), "--out", metavar="FILE", help="Recipe to write."),
-    model: Path | None = typer.Option(
-        None, "--model", metavar="DIR", help="A trained model; the shipped one unless given."
-    ),
+    model: str | None = MODEL,
+    prompt: Path | None = PROMPT,
+    decoder: str | None = DECODER,
     budgets: str = typer.Option(
         "0.6,0.4,0.25", "--budgets", metavar="B,B,…", help="Mean shares of visual tokens in the decoder."
     ),
@@ -97,7 +100,7 @@ def calibrate(
     Example, after vla-autoprune synth --scenes 40: vla-autoprune calibrate --data out/synth
     """
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
-    from vla_autoprune.models.driving_vla import load_model, load_shipped
+    from vla_autoprune.models.checkpoint import open_model
     from vla_autoprune.models.families import adapter_for
     from vla_autoprune.pruning.calibration import LEAST_CLUSTERS
     from vla_autoprune.recipe import Scorer, build_recipe, write_recipe
@@ -112,10 +115,11 @@ def calibrate(
     with gathered(faults):
         after = None if points is None else comma_list("--points", points, int, "1,3,5", "layers")
     with gathered(faults):
-        vla = load_shipped() if model is None else load_model(model)
+        opened = open_model(model, prompt, decoder)
     refuse(faults)
+    vla = opened.vla
     adapter, layout = adapter_for(vla.model), vla.prompt.layout
-    shape = adapter.shape("driving_vla" if model is None else model.name)
+    shape = adapter.shape(opened.name)
     options: dict[str, Any] = {
         "budgets": shares,
         "pruning_points": after,
@@ -196,7 +200,7 @@ def _check_recipe_options(
 
 
 def _measure(
-    vla: DrivingVla, recipe: PruningRecipe, samples: NuScenesSplit, threads: int | None
+    vla: Vla, recipe: PruningRecipe, samples: NuScenesSplit, threads: int | None
 ) -> SlopeLosses:
     """Plan every sample in every bucket, with a bundle that lives as long as this takes."""
     from engines.onnxruntime import OnnxRuntimeBackend

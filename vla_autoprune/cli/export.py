@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from vla_autoprune.cli import app
-from vla_autoprune.cli.options import TargetName, require_directory
+from vla_autoprune.cli.options import DECODER, MODEL, PROMPT, TargetName, require_directory
 from vla_autoprune.errors import BundleError
 from vla_autoprune.progress import progress_bar
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from engines.parity import ParityReport
     from vla_autoprune.bundle import Bundle
     from vla_autoprune.models.adapter import StageModel
-    from vla_autoprune.models.driving_vla import DrivingVla
+    from vla_autoprune.models.checkpoint import Opened
     from vla_autoprune.recipe import PruningRecipe
 
 
@@ -40,9 +40,9 @@ def export(
         metavar="FILE",
         help="Recipe from calibrate; default: the model's recipe.json, else the published mapping.",
     ),
-    model: Path | None = typer.Option(
-        None, "--model", metavar="DIR", help="A trained model; the shipped one unless given."
-    ),
+    model: str | None = MODEL,
+    prompt: Path | None = PROMPT,
+    decoder: str | None = DECODER,
     target: TargetName | None = typer.Option(
         None,
         "--target",
@@ -69,11 +69,13 @@ def export(
     For a Jetson:  vla-autoprune export out/bundle --target jetpack6
 
     Your own:  vla-autoprune export out/bundle --model out/train/model --recipe out/recipe.json
+
+    A checkpoint: vla-autoprune export out/b --model org/name --prompt prompt.json --decoder waypoints
     """
     from engines.lint import TARGETS
     from engines.parity import export_checked
     from vla_autoprune.export.export import place_of, text_files
-    from vla_autoprune.models.driving_vla import SHIPPED, load_model, load_shipped
+    from vla_autoprune.models.checkpoint import open_model
     from vla_autoprune.models.families import adapter_for
 
     require_directory("BUNDLE", out)
@@ -83,9 +85,10 @@ def export(
     else:
         operators = 23 if target is None else TARGETS[target.value].opset
     console = Console(soft_wrap=True)
-    vla = load_shipped() if model is None else load_model(model)
+    opened = open_model(model, prompt, decoder)
+    vla = opened.vla
     adapter = adapter_for(vla.model)
-    chosen = _recipe(recipe, model or SHIPPED, adapter, vla)
+    chosen = _recipe(recipe, opened, adapter)
     if not overwrite and _is_current(out, chosen, operators, text_files(vla)):
         console.print(
             f"{out} is already the bundle of this model, recipe and opset; --overwrite exports it again"
@@ -107,16 +110,17 @@ def export(
     _print_result(console, bundle, report, lint)
 
 
-def _recipe(file: Path | None, model: Path, adapter: StageModel, vla: DrivingVla) -> PruningRecipe:
+def _recipe(file: Path | None, opened: Opened, adapter: StageModel) -> PruningRecipe:
     from vla_autoprune.recipe import build_recipe, read_recipe
 
-    if file is None and (model / "recipe.json").is_file():
-        file = model / "recipe.json"
-    shape = adapter.shape(model.name)
+    if file is None and (opened.folder / "recipe.json").is_file():
+        file = opened.folder / "recipe.json"
+    shape, vla = adapter.shape(opened.name), opened.vla
     if file is None:
         return build_recipe(shape, vla.prompt.layout, decode_length=vla.codec.length)
     recipe = read_recipe(file)
-    recipe.require_model(shape.weights_sha256, str(model))
+    recipe.require_model(shape.weights_sha256, str(opened.folder))
+    recipe.require_layout(vla.prompt.layout)
     return recipe
 
 

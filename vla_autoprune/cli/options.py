@@ -20,6 +20,25 @@ Item = TypeVar("Item")
 THREADS = typer.Option(None, "--threads", min=1, help="CPU threads; all cores unless given.")
 
 
+MODEL = typer.Option(
+    None,
+    "--model",
+    metavar="DIR|HUB_ID",
+    help="A trained model, or a checkpoint of a supported class (docs/model_families.md); "
+    "the shipped one unless given.",
+)
+PROMPT = typer.Option(
+    None, "--prompt", metavar="FILE", help="Prompt template (JSON) for a checkpoint that is not ours."
+)
+DECODER = typer.Option(
+    None,
+    "--decoder",
+    metavar="FORMAT",
+    help="What such a checkpoint answers with: waypoints, or a JSON file that describes text waypoints or a "
+    "codebook of action tokens.",
+)
+
+
 class BackendName(str, Enum):
     """The names that `engines.backends` opens."""
 

@@ -30,7 +30,7 @@ from vla_autoprune.recipe import PruningRecipe, write_recipe
 if TYPE_CHECKING:
     import onnx
 
-    from vla_autoprune.models.driving_vla import DrivingVla
+    from vla_autoprune.models.checkpoint import Vla
 
 OPSETS = (18, 23)
 """18 for old TensorRT parsers: everything decomposed. 23 keeps Attention and RMSNormalization whole."""
@@ -122,10 +122,10 @@ def export_bundle(
     return bundle.load_bundle(out)
 
 
-def text_files(vla: DrivingVla) -> dict[str, str]:
+def text_files(vla: Vla) -> dict[str, str]:
     """What a bundle needs of a driving VLA beside its graphs: name in the bundle to content."""
     return {
-        bundle.TOKENIZER: vla.prompt.tokenizer.to_str(pretty=True),
+        **vla.prompt.files(),
         bundle.ACTIONS: vla.codec.model_dump_json(indent=1) + "\n",
         bundle.PREPROCESS: vla.preprocessing.model_dump_json(indent=1) + "\n",
     }

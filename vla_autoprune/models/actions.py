@@ -6,6 +6,7 @@ No torch here: the vehicle's runtime decodes with this module.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,6 +36,7 @@ class ActionCodec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kind: Literal["bins"] = "bins"
     first_distance_token: int = Field(ge=0)
     distance_bins: int = Field(default=121, ge=2)
     distance_step_m: float = Field(default=0.1, gt=0)
@@ -59,6 +61,19 @@ class ActionCodec(BaseModel):
         """[curvature_bins] radians per metre, rising; positive turns left."""
         u = np.linspace(-1.0, 1.0, self.curvature_bins)
         return np.sign(u) * np.abs(u) ** self.curvature_power * self.curvature_max_per_m
+
+    @property
+    def largest_token(self) -> int:
+        """The largest token id of the bins."""
+        return max(self.tokens_at(0).stop, self.tokens_at(1).stop) - 1
+
+    def is_complete(self, tokens: Sequence[int]) -> bool:
+        """Whether an answer ends here."""
+        return len(tokens) == self.length
+
+    def waypoints(self, tokens: Sequence[int], text: str) -> NDArray[np.float32]:
+        """`decode`, as every answer format offers it; the text is not needed."""
+        return self.decode(tokens)
 
     def tokens_at(self, position: int) -> range:
         """Token ids a plan may have at a position: distances at even ones, curvatures at odd ones."""

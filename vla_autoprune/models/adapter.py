@@ -113,6 +113,8 @@ class TransformersAdapter:
     """1, or 3 where visual tokens have positions in time, height and width."""
     deepstack_layers = 0
     """Decoder layers, from the first on, after which visual features are added."""
+    fixed_image_size: tuple[int, int] | None = None
+    """(width, height) in pixels; None where the tower takes any multiple of its patches."""
 
     def __init__(self, model: Any) -> None:
         self.model = model.float().eval()
@@ -229,6 +231,13 @@ class LlavaAdapter(TransformersAdapter):
                 f"vision_feature_layer is {layer}; a tower of {depth} layers allows -{depth}..-1"
             )
 
+        side = config.vision_config.image_size
+        self.fixed_image_size = (side, side)
+
+    def visual_tokens(self, image_size: tuple[int, int]) -> int:
+        """Tokens of one image of (width, height) pixels."""
+        return (image_size[0] // self.model.config.vision_config.patch_size) ** 2
+
     def tower(self, layout: PromptLayout, scorer: Scorer) -> nn.Module:
         """CLIP up to the configured layer, and the projector.
 
@@ -236,13 +245,12 @@ class LlavaAdapter(TransformersAdapter):
             RecipeError: images have not the size CLIP was made for, or the scorer asks for a layer it has
                 not.
         """
-        vision = self.model.config.vision_config
-        side = vision.image_size
-        if layout.image_size != (side, side):
+        size = self.fixed_image_size
+        if size is None or layout.image_size != size:
             raise RecipeError(
-                f"layout.image_size is {layout.image_size}; this model's CLIP tower takes {(side, side)}"
+                f"layout.image_size is {layout.image_size}; this model's CLIP tower takes {size}"
             )
-        require_tokens(layout, (side // vision.patch_size) ** 2)
+        require_tokens(layout, self.visual_tokens(size))
         scored = self.tower_layers - 1 if scorer.encoder_layer is None else scorer.encoder_layer
         if not 0 <= scored < self.tower_layers:
             raise RecipeError(

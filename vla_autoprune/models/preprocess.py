@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,8 @@ Deviation = Annotated[float, Field(gt=0)]
 class Preprocessing(BaseModel):
     """What happens to an image before the tower; a JSON file of every bundle.
 
-    The whole image is squeezed to the tower's size (its aspect ratio is not kept, nothing is cropped), every
-    pixel the mean of the area it covers, scaled to 0..1, then normalised per colour channel.
+    The image gets the tower's size, every pixel the mean of the area it covers, is scaled to 0..1, then
+    normalised per colour channel.
 
     Attributes:
         cameras: in the order of the prompt.
@@ -34,6 +34,8 @@ class Preprocessing(BaseModel):
         aspect_ratio: width over height of the images the model knows; others are refused. None takes any.
         mean: per channel (RGB), of values in 0..1.
         std: per channel (RGB), above 0.
+        fit: squeeze the whole image (its aspect ratio is not kept, nothing is lost), or crop its middle to
+            the tower's aspect ratio first.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -44,6 +46,7 @@ class Preprocessing(BaseModel):
     aspect_ratio: float | None = Field(default=None, gt=0)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[Deviation, Deviation, Deviation] = (0.25, 0.25, 0.25)
+    fit: Literal["squeeze", "crop"] = "squeeze"
 
     def apply(self, images: Mapping[str, Image]) -> NDArray[np.float32]:
         """Pixel values of a frame's cameras.
@@ -76,6 +79,8 @@ class Preprocessing(BaseModel):
         self._check(images)
         for index, camera in enumerate(self.cameras):
             image: NDArray[Any] = images[camera]
+            if self.fit == "crop":
+                image = _middle(image, self.width / self.height)
             if image.shape[:2] != (self.height, self.width):
                 image = cv2.resize(image, (self.width, self.height), interpolation=cv2.INTER_AREA)
             for channel in range(3):
@@ -118,6 +123,14 @@ class Preprocessing(BaseModel):
                 f"{self.aspect_ratio:.3f} (1600x900 is 1.778), within {ASPECT_TOLERANCE:.0%}: "
                 "crop it to that shape"
             )
+
+
+def _middle(image: NDArray[Any], aspect_ratio: float) -> NDArray[Any]:
+    """The largest part of an image around its middle that has an aspect ratio."""
+    height, width = image.shape[:2]
+    across, down = min(width, round(height * aspect_ratio)), min(height, round(width / aspect_ratio))
+    left, top = (width - across) // 2, (height - down) // 2
+    return image[top : top + down, left : left + across]
 
 
 def read_preprocessing(path: Path) -> Preprocessing:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from vla_autoprune.bundle import TOKENIZER
 from vla_autoprune.errors import BundleError, InputError
 from vla_autoprune.frame import CAMERAS, Command, EgoState
 from vla_autoprune.models.tokenizer import (
@@ -29,6 +31,30 @@ from vla_autoprune.recipe import PromptLayout
 
 SUFFIX_LENGTH = 9
 """Words after the last image."""
+
+
+class Prompt(Protocol):
+    """Turns frames into token ids, and tokens into text."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's."""
+
+    @property
+    def layout(self) -> PromptLayout:
+        """What every prompt looks like."""
+
+    def build(self, ego: EgoState, command: Command) -> NDArray[np.int64]:
+        """Token ids without padding, at most as many as the layout has."""
+
+    def notes(self, ego: EgoState) -> tuple[str, ...]:
+        """What the prompt could not say of an ego state."""
+
+    def text(self, tokens: NDArray[np.integer]) -> str:
+        """Tokens as text."""
+
+    def files(self) -> dict[str, str]:
+        """What a bundle needs to build these prompts: name to content."""
 
 
 def prompt_layout(image_size: int = 96, patch_size: int = 16) -> PromptLayout:
@@ -66,12 +92,7 @@ class PromptBuilder:
         Raises:
             BundleError: the file cannot be read as a tokenizer, or lacks a word; the message names it.
         """
-        try:
-            tokenizer = Tokenizer.from_str(tokenizer_json.read_text(encoding="utf-8"))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise BundleError(
-                f"{tokenizer_json} is not a tokenizer file: {error}; export the bundle anew"
-            ) from error
+        tokenizer = read_tokenizer(tokenizer_json)
         try:
             return cls(tokenizer, layout)
         except BundleError as error:
@@ -104,6 +125,14 @@ class PromptBuilder:
         """[SUFFIX_LENGTH] token ids after the last image."""
         return np.array([self.token_of(word) for word in ego_words(ego, command)], dtype=np.int64)
 
+    def notes(self, ego: EgoState) -> tuple[str, ...]:
+        """`clipping_notes`."""
+        return clipping_notes(ego)
+
+    def files(self) -> dict[str, str]:
+        """What a bundle needs to build these prompts: name to content."""
+        return {TOKENIZER: self.tokenizer.to_str(pretty=True)}
+
     def text(self, tokens: NDArray[np.integer]) -> str:
         """Tokens as words, for people."""
         return " ".join(self.tokenizer.id_to_token(int(token)) or "?" for token in tokens)
@@ -118,6 +147,18 @@ class PromptBuilder:
         if token is None:
             raise BundleError(f"the tokenizer does not know the word {word!r}; it belongs to another model")
         return token
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Read a `tokenizer.json`.
+
+    Raises:
+        BundleError: it is missing or not one.
+    """
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise BundleError(f"{path} is not a tokenizer file: {error}; export the bundle anew") from error
 
 
 def heard_ego(ego: EgoState) -> EgoState:

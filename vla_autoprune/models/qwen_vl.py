@@ -89,6 +89,19 @@ class QwenVlAdapter(TransformersAdapter):
             scored = self._scored_layer(scorer, depth)
         return _QwenTower(self, self._grid(layout), scored)
 
+    def visual_tokens(self, image_size: tuple[int, int]) -> int:
+        """Tokens of one image of (width, height) pixels.
+
+        Raises:
+            RecipeError: it is no whole number of merged patches.
+        """
+        unit = self.patch * self.merge
+        if any(side < unit or side % unit for side in image_size):
+            raise RecipeError(
+                f"image_size is {image_size}; this model takes multiples of {unit} pixels in both directions"
+            )
+        return (image_size[0] // unit) * (image_size[1] // unit)
+
     def image_inputs(self, token_ids: Tensor, pixel_values: Tensor) -> dict[str, Tensor]:
         """Patches, their grid, and which tokens are visual."""
         cameras, _, height, width = pixel_values.shape
@@ -106,14 +119,8 @@ class QwenVlAdapter(TransformersAdapter):
 
     def _grid(self, layout: PromptLayout) -> tuple[int, int, int]:
         """Cameras, and rows and columns of patches of each."""
-        unit = self.patch * self.merge
         width, height = layout.image_size or (0, 0)
-        if not width or not height or width % unit or height % unit:
-            raise RecipeError(
-                f"layout.image_size is {layout.image_size}; this model takes widths and heights that are "
-                f"multiples of {unit}"
-            )
-        require_tokens(layout, (width // unit) * (height // unit))
+        require_tokens(layout, self.visual_tokens((width, height)))
         return len(layout.cameras), height // self.patch, width // self.patch
 
     def _scored_layer(self, scorer: Scorer, depth: int) -> int:

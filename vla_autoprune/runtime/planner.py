@@ -8,17 +8,16 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from pydantic import ValidationError
+from numpy.typing import NDArray
 
 from vla_autoprune import bundle as bundles
 from vla_autoprune import contract
 from vla_autoprune.bundle import Bundle
-from vla_autoprune.errors import BundleError, InputError
-from vla_autoprune.files import first_fault
+from vla_autoprune.errors import BundleError, InputError, PlanError
 from vla_autoprune.frame import WAYPOINT_TIMES_S, FloatArray, Frame, Plan
-from vla_autoprune.models.actions import ActionCodec
+from vla_autoprune.models.answers import read_answer_format
 from vla_autoprune.models.preprocess import read_preprocessing
-from vla_autoprune.models.prompt import PromptBuilder, clipping_notes
+from vla_autoprune.models.prompt_template import read_prompt
 from vla_autoprune.pruning.policies import random_scores, uniform_scores
 from vla_autoprune.pruning.work import kv_mib
 from vla_autoprune.recipe import Bucket, bucket_for
@@ -85,8 +84,9 @@ class Planner:
         self.budget, self.policy, self.rule = budget, policy, rule
         bucket_for(self.recipe, budget)
         self.preprocessing = read_preprocessing(bundle.path / bundles.PREPROCESS)
-        self.codec = _read_codec(bundle)
-        self.prompt = PromptBuilder.from_files(bundle.path / bundles.TOKENIZER, self.recipe.layout)
+        self.codec = read_answer_format(bundle.path / bundles.ACTIONS)
+        self.prompt = read_prompt(bundle.path, self.recipe.layout)
+        self._token_ids: NDArray[np.int64] = np.zeros(self.recipe.layout.length, dtype=np.int64)
         self._check_fit()
         self.pipeline = pipeline or Pipeline(bundle, backend)
 
@@ -139,9 +139,10 @@ class Planner:
                 self.preprocessing.fill(self.pipeline.pixels, frame.images)
             with timings.of("prompt"):
                 token_ids = self.prompt.build(frame.ego, frame.command)
+                self._token_ids[: len(token_ids)] = token_ids
             self.pipeline.encode(timings)
             prefill = self.pipeline.prefill(
-                token_ids, len(token_ids), choose, timings, self._ranking(frame.token)
+                self._token_ids, len(token_ids), choose, timings, self._ranking(frame.token)
             )
             tokens: list[int] = []
             logits = prefill.logits
@@ -149,13 +150,22 @@ class Planner:
                 position = len(tokens)
                 with timings.of("choose"):
                     allowed = self.codec.tokens_at(position)
-                    tokens.append(choose_token(logits, allowed, self.rule, position))
-                if len(tokens) == self.codec.length:
+                    if allowed is None:
+                        tokens.append(int(logits.argmax()))
+                    else:
+                        tokens.append(choose_token(logits, allowed, self.rule, position))
+                if self.codec.is_complete(tokens):
                     break
+                if len(tokens) == self.codec.length:
+                    raise PlanError(
+                        f"the answer has {len(tokens)} tokens and no end: "
+                        f"{self.prompt.text(np.array(tokens))[:120]!r}; longer ones need a larger length in "
+                        f"{bundles.ACTIONS}"
+                    )
                 logits = self.pipeline.decode(tokens[-1], timings)
             with timings.of("detokenise"):
-                waypoints = self.codec.decode(tokens)
                 text = self.prompt.text(np.array(tokens))
+                waypoints = self.codec.waypoints(tokens, text)[: len(WAYPOINT_TIMES_S)]
         bucket = prefill.bucket
         return Plan(
             waypoints_in_ego=waypoints,
@@ -168,7 +178,7 @@ class Planner:
             work_fraction=bucket.work_fraction,
             kv_mib=kv_mib(self.recipe.model, bucket.kv_tokens_per_layer),
             timings_ms=dict(timings.ms),
-            flags=clipping_notes(frame.ego),
+            flags=self.prompt.notes(frame.ego),
         )
 
     def _choose_bucket(self, complexity: float) -> Bucket:
@@ -195,7 +205,7 @@ class Planner:
                 f"{folder / bundles.PREPROCESS}: images are {preprocessing.width}x{preprocessing.height}, "
                 f"the recipe has {layout.image_size}; {anew}"
             )
-        if codec.steps != len(WAYPOINT_TIMES_S):
+        if codec.steps < len(WAYPOINT_TIMES_S):
             raise BundleError(
                 f"{folder / bundles.ACTIONS}: steps is {codec.steps}, a plan has {len(WAYPOINT_TIMES_S)}; "
                 f"{anew}"
@@ -207,7 +217,7 @@ class Planner:
             )
         (vocabulary,) = self.bundle.graphs[contract.HEAD].outputs[0].pinned({})[1:]
         largest = {
-            bundles.ACTIONS: max(codec.tokens_at(position).stop - 1 for position in range(codec.length)),
+            bundles.ACTIONS: codec.largest_token,
             bundles.TOKENIZER: max(self.prompt.tokenizer.get_vocab().values()),
         }
         for name, token in largest.items():
@@ -221,13 +231,3 @@ class Planner:
 def _grid(tokens: int) -> tuple[int, int]:
     side = math.isqrt(tokens)
     return (side, side) if side * side == tokens else (1, tokens)
-
-
-def _read_codec(bundle: Bundle) -> ActionCodec:
-    path, anew = bundle.path / bundles.ACTIONS, "export the bundle anew with vla-autoprune export"
-    try:
-        return ActionCodec.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}); {anew}") from error
-    except ValidationError as error:
-        raise BundleError(f"{path}: {first_fault(error)}; {anew}") from error
