@@ -249,8 +249,9 @@ def _serialize(
         return builder.build_serialized_network(network, config)
 
     with ThreadPoolExecutor(1, thread_name_prefix="tensorrt-build") as pool:
-        future = pool.submit(build)
+        # An interrupt may come as early as in submit, with the builder running already.
         try:
+            future = pool.submit(build)
             while not future.done():
                 wait([future], timeout=_POLL_SECONDS)
         except KeyboardInterrupt:
