@@ -6,11 +6,14 @@ is listed, and a frame that the file does not name has to be given.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eval_nuscenes.evaluation import ConstantVelocity, PlanRecord, SampleRecord, Variant, plan_record
 from eval_nuscenes.metrics import STEPS
 from eval_nuscenes.navsim.unpickling import array_of, read_pickle
-from eval_nuscenes.nuscenes_reader import Sample
+from eval_nuscenes.nuscenes_reader import NuScenesSplit, Sample
 from vla_autoprune.errors import InputError
 from vla_autoprune.files import first_fault
 from vla_autoprune.frame import WAYPOINT_TIMES_S, FloatArray, Frame
@@ -37,8 +40,17 @@ STILL_M = 0.3
 """A shorter step says nothing about the heading."""
 FAR_M = 5.0
 """Samples that end this far away tell whether the frame is right."""
+FRAME_CHECKED = 200
+"""Samples, spread over the split, that are looked at for this."""
+FARTHEST_M = 1e4
+"""A waypoint beyond this is no place a car gets to in 3 s."""
+MOST_VALUES = 10_000_000
+"""A pickle that holds more, by naming the same list again and again, is no predictions file."""
+CONSTANT_VELOCITY = "constant velocity"
+"""The row beside the files'."""
 
-_PAIR = re.compile(r"[(\[]\s*([-+]?\d+(?:\.\d*)?)\s*,\s*([-+]?\d+(?:\.\d*)?)\s*[)\]]")
+_NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
+_PAIR = re.compile(rf"[(\[]\s*{_NUMBER}\s*,\s*{_NUMBER}\s*[)\]]")
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth")
 
 
@@ -103,7 +115,7 @@ class _Found:
 
 
 def read_predictions(path: Path, frame: PlanFrame | None = None) -> Predictions:
-    """Read a result file of any kind that docs/evaluation.md describes.
+    """Read a result file of any kind that docs/predictions.md describes.
 
     Args:
         path: JSON, JSON lines, or a pickle of plain values and numpy arrays.
@@ -120,7 +132,9 @@ def read_predictions(path: Path, frame: PlanFrame | None = None) -> Predictions:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"predictions {path} cannot be read: {error.strerror}") from error
-    found = _of_document(path, _pickled(path), []) if path.suffix in _PICKLES else _recognise(path, content)
+    repeated: list[str] = []
+    document = _pickled(path) if path.suffix in _PICKLES else _parsed(path, content, repeated)
+    found = _of_document(path, document)
     if found.frame is None and frame is None:
         raise InputError(
             f"{path} ({found.read_as}) does not say which frame its waypoints are in; give --frame ego "
@@ -129,7 +143,7 @@ def read_predictions(path: Path, frame: PlanFrame | None = None) -> Predictions:
     if found.frame is not None and frame not in (None, found.frame):
         raise InputError(f"{path} ({found.read_as}) has its waypoints in frame {found.frame}, not {frame}")
     chosen: PlanFrame = found.frame or frame or "ego"
-    faults: list[str] = []
+    faults = [f"{_token(key)} is there twice" for key in repeated]
     waypoints: dict[str, FloatArray] = {}
     for token, plan in found.plans:
         if token in waypoints:
@@ -177,19 +191,35 @@ def covered(
     return [token for token in tokens if all(token in each.waypoints for each in predictions)]
 
 
+def check_names(predictions: Sequence[Predictions], taken: Sequence[str] = (CONSTANT_VELOCITY,)) -> None:
+    """Refuse files that would share a row.
+
+    Args:
+        predictions: told apart by the names of their files.
+        taken: names of the other rows.
+
+    Raises:
+        InputError: two files have the same name, or one that of another row.
+    """
+    names = [each.name for each in predictions]
+    if len({*names, *taken}) < len(names) + len(taken):
+        raise InputError(
+            f"predictions files are told apart by name, beside rows called {' and '.join(taken)}; these are "
+            f"called {', '.join(names)}: rename one"
+        )
+
+
 def prediction_variants(predictions: Sequence[Predictions]) -> tuple[Variant, ...]:
     """The rows of an evaluation of result files: one per file, then constant velocity.
 
     Raises:
-        InputError: two files have the same name.
+        InputError: see `check_names`.
     """
-    names = [each.name for each in predictions]
-    if len(set(names)) < len(names):
-        raise InputError(f"predictions files are told apart by name, but two are called the same: {names}")
+    check_names(predictions)
     constant = ConstantVelocity()
     return (
-        *(Variant(name, "predictions", constant) for name in names),
-        Variant("constant velocity", "constant_velocity", constant),
+        *(Variant(each.name, "predictions", constant) for each in predictions),
+        Variant(CONSTANT_VELOCITY, "constant_velocity", constant),
     )
 
 
@@ -208,7 +238,7 @@ def sample_record(sample: Sample, predictions: Sequence[Predictions]) -> SampleR
             ),
             timings_ms={} if latency is None else {"total": latency},
         )
-    constant = Variant("constant velocity", "constant_velocity", ConstantVelocity())
+    constant = Variant(CONSTANT_VELOCITY, "constant_velocity", ConstantVelocity())
     plans[constant.name] = plan_record(constant, Frame({}, sample.ego, sample.command, sample.token))
     return SampleRecord(token=sample.token, scene=sample.scene, plans=plans)
 
@@ -239,6 +269,22 @@ def check_frame(predictions: Predictions, samples: Iterable[Sample]) -> None:
             f"(median), in frame {other} they would be {there:.1f} m off; the frame is wrong: use --frame "
             f"{other}, or correct the file"
         )
+
+
+def check_frames(predictions: Sequence[Predictions], split: NuScenesSplit, places: Sequence[int]) -> None:
+    """Refuse files in a wrong frame, by some of the samples that all have a plan for.
+
+    Args:
+        predictions: the files.
+        split: where the samples are.
+        places: of these samples in the split.
+
+    Raises:
+        InputError: see `check_frame`.
+    """
+    looked_at = places[:: max(1, len(places) // FRAME_CHECKED)]
+    for each in predictions:
+        check_frame(each, (split[index] for index in looked_at))
 
 
 def headings_along(path: FloatArray) -> FloatArray:
@@ -291,7 +337,7 @@ def _checked(plan: Any, frame: PlanFrame) -> tuple[FloatArray, str]:
         plan = [[float(x), float(y)] for x, y in pairs]
     try:
         waypoints = np.array(plan, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return nothing, f"is no list of waypoints but {str(plan)[:40]!r}"
     while waypoints.ndim > 2 and waypoints.shape[0] == 1:
         waypoints = waypoints[0]
@@ -303,40 +349,47 @@ def _checked(plan: Any, frame: PlanFrame) -> tuple[FloatArray, str]:
         return nothing, f"has {len(waypoints)} waypoints, needed: {STEPS}, at 0.5 … 3.0 s"
     if not np.isfinite(waypoints).all():
         return nothing, f"is not finite at step {int(np.flatnonzero(~np.isfinite(waypoints).all(axis=1))[0])}"
+    farthest = np.abs(waypoints[:, :2]).max(axis=1)
+    if farthest.max() > FARTHEST_M:
+        step = int(farthest.argmax())
+        return nothing, f"is {farthest[step]:g} m away at step {step}, allowed: {FARTHEST_M:g} m"
     return waypoints, ""
 
 
-def _recognise(path: Path, content: bytes) -> _Found:
-    repeated: list[tuple[str, Any]] = []
+def _parsed(path: Path, content: bytes, repeated: list[str]) -> Any:
+    """What JSON or JSON lines hold; keys that an object has twice are added to `repeated`."""
 
     def pairs(entries: list[tuple[str, Any]]) -> dict[str, Any]:
         kept = dict(entries)
         if len(kept) < len(entries):
-            seen: set[str] = set()
-            for key, value in entries:
-                if key in seen:
-                    repeated.append((key, value))
-                seen.add(key)
+            counts = Counter(key for key, _ in entries)
+            repeated.extend(key for key, times in counts.items() if times > 1)
         return kept
 
     try:
         text = content.decode()
         try:
-            document = json.loads(text, object_pairs_hook=pairs)
+            return json.loads(text, object_pairs_hook=pairs)
         except json.JSONDecodeError:
+            repeated.clear()
             lines = [line for line in text.splitlines() if line.strip()]
-            document = [json.loads(line, object_pairs_hook=pairs) for line in lines]
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            return [json.loads(line, object_pairs_hook=pairs) for line in lines]
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(
             f"{path} is neither JSON nor JSON lines ({error}); it is truncated or edited"
         ) from error
-    return _of_document(path, document, repeated)
 
 
 def _pickled(path: Path) -> Any:
     """What a pickle holds, with lists for arrays; nothing in it is run."""
     try:
-        return _plain(read_pickle(path, compressed=False))
+        content = read_pickle(path, compressed=False)
+        try:
+            return _plain(content, count(1))
+        except RecursionError as error:
+            raise InputError(f"{path} holds a list within itself") from error
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
     except InputError as error:
         raise InputError(
             f"{error}; of pickles, only plain values and numpy arrays are read: write the plans as JSON, "
@@ -344,11 +397,14 @@ def _pickled(path: Path) -> Any:
         ) from error
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, number: Iterator[int]) -> Any:
+    """A value with lists for arrays and tuples; `number` counts the values."""
+    if next(number) > MOST_VALUES:
+        raise InputError(f"it holds more than {MOST_VALUES} values")
     if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: _plain(entry, number) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
+        return [_plain(entry, number) for entry in value]
     if value is None or isinstance(value, (str, int, float)):
         return value
     array = array_of(value)
@@ -357,14 +413,13 @@ def _plain(value: Any) -> Any:
     raise InputError(f"it holds a {type(value).__name__}")
 
 
-def _of_document(path: Path, document: Any, repeated: Sequence[tuple[str, Any]]) -> _Found:
+def _of_document(path: Path, document: Any) -> _Found:
     """Tell the kinds of files apart by what they look like."""
     if isinstance(document, dict) and "format" in document:
         return _own(path, document)
     for read in (_vad, _answers, _token_map):
         found = read(document)
         if found is not None:
-            found.plans += [(_token(key), value) for key, value in repeated]
             return found
     raise InputError(
         f"{path} is no predictions file; expected format {FORMAT!r}, an object from sample token to "
@@ -400,7 +455,8 @@ def _vad(document: Any) -> _Found | None:
         if isinstance(entry, (list, tuple)) and len(entry) == 2:
             steps, command = np.array(entry[0], dtype=object), np.ravel(np.array(entry[1], dtype=object))
             if steps.ndim == 3 and len(steps) == len(command) and list(command).count(1) == 1:
-                plan = np.cumsum(steps.astype(np.float64)[list(command).index(1)], axis=0)
+                with contextlib.suppress(TypeError, ValueError, OverflowError):
+                    plan = np.cumsum(steps.astype(np.float64)[list(command).index(1)], axis=0)
         plans.append((_token(token), plan))
     return _Found("VAD's plan_results", "lidar", plans)
 

@@ -132,11 +132,10 @@ def read_pickle(path: Path, compressed: bool) -> Any:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except RecursionError as error:
-        raise InputError(f"{path}: nested too deeply for a NAVSIM file") from error
+        raise InputError(f"{path}: nested too deeply") from error
     except Exception as error:  # a damaged pickle can make its machine raise anything
         raise InputError(
-            f"{path} is no whole pickle of NAVSIM ({type(error).__name__}: {error}); "
-            "it is truncated or damaged"
+            f"{path} is no whole pickle ({type(error).__name__}: {error}); it is truncated or damaged"
         ) from error
 
 
@@ -241,6 +240,6 @@ class _Unpickler(pickle.Unpickler):
         if module.partition(".")[0] in RECORD_PACKAGES:
             return type(name, (Record,), {"kind": name})
         raise InputError(
-            f"it asks for {module}.{name}, which is not among what a NAVSIM file may hold "
+            f"it asks for {module}.{name}, which is not among what such a file may hold "
             f"(records of {' and '.join(RECORD_PACKAGES)}, arrays of numbers, polygons, paths); it is refused"
         )

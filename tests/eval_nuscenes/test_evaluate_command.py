@@ -106,6 +106,7 @@ def test_other_policies_can_be_compared(stored_bundle: Bundle, world: Path, tmp_
         (("--protocols", "uniad,carla"), InputError, "no open-loop protocol 'carla'; use one"),
         (("--frame", "lidar"), InputError, "--frame is for predictions files, not a bundle"),
         (("--latency-ms", "5000"), InputError, "--latency-ms is 5000.0; expected less than 3000"),
+        (("--replicas", "4"), InputError, "--replicas 4 is for a Ray cluster; name one with --ray"),
         (("--scenes", "scene-0001"), InputError, "split all has no scene scene-0001; it has"),
         (("--record", "scene-0001"), InputError, "--record scene-0001: no such scene in split all"),
     ],
@@ -174,7 +175,8 @@ def evaluate_files(world: Path, out: Path, *words: str | Path) -> Result:
 def test_predictions_are_scored_side_by_side(world: Path, tmp_path: Path) -> None:
     true = predictions(world, tmp_path / "true.json")
     still = predictions(world, tmp_path / "still.json", waypoints=[[0.0, 0.0]] * 6)
-    result = evaluate_files(world, tmp_path / "out", true, still)
+    protocols = ("standard", "uniad", "stp3", "vad", "opendrivevla_vehicle_ped")
+    result = evaluate_files(world, tmp_path / "out", true, still, "--protocols", ",".join(protocols))
     assert result.exit_code == 0, result.output
     found = numbers(tmp_path / "out")
     assert [variant["name"] for variant in found["variants"]] == ["true", "still", "constant velocity"]
@@ -182,6 +184,7 @@ def test_predictions_are_scored_side_by_side(world: Path, tmp_path: Path) -> Non
     assert whole["l2_m"][3]["mean"] < 0.02  # headings along the path, where the file has none
     assert whole["late"]["latency_ms"] == 80 and whole["late"]["l2_m"][3]["mean"] > whole["l2_m"][3]["mean"]
     assert found["variants"][1]["planning"]["vad"]["l2_above_reference_m"]["low"] > 1
+    assert "…" not in result.output.partition("┏")[2].partition("└")[0]
     assert "true.json: 18 plans" in result.output and "worse than true" in result.output
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Worst scenes" in page and "plan blue" in page

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eval_nuscenes import predictions
 from eval_nuscenes.predictions import (
     check_frame,
     covered,
@@ -53,6 +54,8 @@ def answer(points: str) -> str:
         ('{"id": "t1", "question": "?", "answer": ["[(0,2),(0,4),(0,6),(0,8),(0,10),(0,12)]"]}\n'
          '{"id": "t2", "question": "?", "answer": ["[(0,2),(0,4),(0,6),(0,8),(0,10),(-0.0,12)]"]}\n',
          "token and answer"),
+        ({name: ", ".join(f"(0e0, {2 * step:.2E})" for step in range(1, 7)) for name in ("t1", "t2")},
+         "token to waypoints"),
         ({"plan_results": {name: [[[[9, 9]] * 6, [[0, 2.0]] * 6, [[9, 9]] * 6], [[[[0, 1, 0]]]]]
                            for name in ("t1", "t2")}}, "VAD's plan_results"),
     ],
@@ -87,6 +90,10 @@ def plan(token: str = "t1", waypoints: Any = AHEAD, **more: Any) -> dict:
         ({"t1": "I would rather wait."}, "t1 has no waypoints in its text 'I would rather wait.'"),
         ({"t1": [AHEAD, AHEAD]}, r"t1 has shape \[2, 6, 2\]"),
         ({f"t{number}": AHEAD[:3] for number in range(14)}, "14 faults: t0 .* and 4 more"),
+        ({"t1": [*AHEAD[:5], [1e300, 0.0]]}, r"t1 is 1e\+300 m away at step 5, allowed: 10000 m"),
+        ({"t1": [[10**400, 0]] * 6}, "t1 is no list of waypoints"),
+        ("[" * 100_000, "is neither JSON nor JSON lines"),
+        (json.dumps(own([plan()])).replace('"token"', '"token": "t", "token"'), "1 fault: token is there"),
         (own([plan()], times_s=[1, 2, 3, 4, 5, 6]), "times_s is .*; the protocols score .*resample"),
         (own([plan()], times_s=[]), "times_s is"),
         (own([plan()], frame="map"), "frame: .*'ego' or 'lidar'"),
@@ -103,6 +110,12 @@ def test_faults_are_listed(document: Any, message: str, tmp_path: Path) -> None:
         read_predictions(write(tmp_path / "plans.json", document), "ego")
 
 
+def test_steps_of_vad_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    document = {"plan_results": {"t1": [[[["a", "b"]] * 6] * 3, [0, 1, 0]]}}
+    with pytest.raises(InputError, match="t1 is no list of waypoints"):
+        read_predictions(write(tmp_path / "plans.json", document))
+
+
 def test_a_frame_is_never_guessed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not say which frame its waypoints are in; give --frame ego"):
         read_predictions(write(tmp_path / "plans.json", {"t1": AHEAD}))
@@ -117,11 +130,34 @@ def test_pickles_of_numpy_arrays_are_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.waypoints["t2"], RIGHT_AHEAD)
 
 
+def list_in_itself() -> list:
+    made: list = []
+    made.append(made)
+    return made
+
+
+def list_of_lists_of_one() -> list:
+    made: list = []
+    for _ in range(40):
+        made = [made, made]
+    return made
+
+
 @pytest.mark.parametrize(
     "content",
-    [b"cos\nsystem\n(S'touch %s'\ntR.", pickle.dumps({"t1": 1j}), b"\x80\x04"],
+    [
+        b"cos\nsystem\n(S'touch %s'\ntR.",
+        pickle.dumps({"t1": 1j}),
+        b"\x80\x04",
+        pickle.dumps(list_in_itself()),
+        pickle.dumps(list_of_lists_of_one()),
+    ],
+    ids=["command", "complex number", "cut off", "list in itself", "list named again and again"],
 )
-def test_other_pickles_are_refused_and_run_nothing(content: bytes, tmp_path: Path) -> None:
+def test_other_pickles_are_refused_and_run_nothing(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictions, "MOST_VALUES", 1000)
     path, sign = tmp_path / "results.pkl", tmp_path / "ran"
     path.write_bytes(content.replace(b"%s", str(sign).encode()))
     with pytest.raises(InputError, match=r"only plain values and numpy arrays are read: write the plans as"):
@@ -191,4 +227,7 @@ def test_files_of_one_name_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="told apart by name"):
         prediction_variants([one, other])
+    baseline = read_predictions(write(tmp_path / "constant velocity.json", {"t1": AHEAD}), "ego")
+    with pytest.raises(InputError, match=r"beside rows called constant velocity; .*: rename one"):
+        prediction_variants([baseline])
     assert [row.kind for row in prediction_variants([one])] == ["predictions", "constant_velocity"]

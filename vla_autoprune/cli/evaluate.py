@@ -21,9 +21,11 @@ from vla_autoprune.cli import app
 from vla_autoprune.cli.evaluation_table import print_evaluation
 from vla_autoprune.cli.options import (
     BACKEND,
+    PLAN_FRAME,
     THREADS,
     BackendName,
     CommandSource,
+    PlanFrameName,
     PolicyName,
     comma_list,
     finite,
@@ -46,15 +48,6 @@ Item = TypeVar("Item")
 PROTOCOLS = "standard,uniad,stp3,vad"
 POLICIES = "autoprune,random"
 REPLICAS = 2
-FRAME_CHECKED = 200
-"""Samples, spread over the split, that tell whether predictions are in the frame they claim."""
-
-
-class PlanFrameName(str, Enum):
-    """The frames of `eval_nuscenes.predictions`."""
-
-    EGO = "ego"
-    LIDAR = "lidar"
 
 
 class EgoStateName(str, Enum):
@@ -97,9 +90,7 @@ def evaluate(
     limit: int | None = typer.Option(
         None, "--limit", min=1, help="This many samples, spread over the scenes."
     ),
-    frame: PlanFrameName | None = typer.Option(
-        None, "--frame", help="Of predictions whose file does not say: ego (x forward) or lidar (x right)."
-    ),
+    frame: PlanFrameName | None = PLAN_FRAME,
     allow_missing: bool = typer.Option(
         False, "--allow-missing", help="Score predictions that lack samples, and say how many."
     ),
@@ -112,7 +103,9 @@ def evaluate(
     ray: str | None = typer.Option(
         None, "--ray", metavar="ADDRESS", help="Plan on a Ray cluster; local starts one on this machine."
     ),
-    replicas: int = typer.Option(REPLICAS, "--replicas", min=1, help="Planners at work on the Ray cluster."),
+    replicas: int | None = typer.Option(
+        None, "--replicas", min=1, help=f"Planners at work on the Ray cluster; {REPLICAS} unless given."
+    ),
     out: Path = typer.Option(Path("out/evaluation"), "--out", metavar="DIR", help="Where the results go."),
     command_source: CommandSource = typer.Option(
         CommandSource.ROUTE, "--command-source", help="future is a label leak, for data without routes."
@@ -183,6 +176,8 @@ def evaluate(
     if latency_ms is not None:
         with gathered(faults):
             _check_latency(latency_ms)
+    if replicas is not None and ray is None:
+        faults.append(f"--replicas {replicas} is for a Ray cluster; name one with --ray, or use --ray local")
     if record is not None and only is not None and record not in only:
         faults.append(f"--record {record} is not among --scenes {scenes}")
     for module in [*(("rerun", "foxglove") if record else ()), *(("ray",) if ray else ())]:
@@ -233,7 +228,7 @@ def evaluate(
     if run is None:
         planned = _score_files(read, samples, allow_missing, console)
     else:
-        planned = _plan_bundle(run, out, ray, replicas, warm_up, console)
+        planned = _plan_bundle(run, out, ray, replicas or REPLICAS, warm_up, console)
     scored, ego_sources = [], Counter[str]()
     place = {token: index for index, token in enumerate(samples.tokens)}
     for each in _progress(planned.records, "score", len(planned.records)):
@@ -386,9 +381,7 @@ def _score_files(
     for each in read:
         console.print(f"{each.path}: {len(each.waypoints)} plans, {each.read_as}, frame {each.frame}")
     places = [index for index, token in enumerate(samples.tokens) if token in there]
-    looked_at = places[:: max(1, len(places) // FRAME_CHECKED)]
-    for each in read:
-        predictions.check_frame(each, (samples[index] for index in looked_at))
+    predictions.check_frames(read, samples, places)
     records = [
         predictions.sample_record(samples[index], read)
         for index in _progress(places, "take over plans", len(places))

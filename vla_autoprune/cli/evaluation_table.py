@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from eval_nuscenes.summary import Cost, EvaluationSummary, Planning
 
 TABLE_WIDTH = 106
-"""Columns when the output is no terminal."""
+"""Columns when the output is no terminal, or more where the table has need of them."""
+WIDEST = 1000
 _COSTS = ("tokens", "work", "prefill ms\np50/p90", "total ms\np50/p90", "KV\nMiB")
 
 
@@ -22,11 +24,12 @@ def print_evaluation(result: EvaluationSummary) -> None:
     from eval_nuscenes.headlines import headlines
 
     conditions = result.conditions
-    console = Console()
-    if console.width < TABLE_WIDTH and not console.is_terminal:
-        console = Console(width=TABLE_WIDTH)
+    console, table = Console(), _planning_table(result)
+    if not console.is_terminal:
+        needed = Measurement.get(Console(width=WIDEST), Console(width=WIDEST).options, table).maximum
+        console = Console(width=max(console.width, TABLE_WIDTH, needed))
     console.print(f"{conditions.split}: {conditions.coverage}", style="bold", highlight=False)
-    console.print(_planning_table(result))
+    console.print(table)
     console.print(
         "n: samples that the protocol divides by; – where there is none. late: the mean if each plan is "
         "carried out only after its latency.",
@@ -59,24 +62,22 @@ def print_evaluation(result: EvaluationSummary) -> None:
 
 
 def _planning_table(result: EvaluationSummary) -> Table:
-    table = Table(header_style="bold", pad_edge=False, show_lines=True)
-    table.add_column("variant", no_wrap=True)
-    table.add_column("protocol", no_wrap=True)
-    table.add_column("n", justify="right", no_wrap=True)
-    table.add_column("L2 m\n1/2/3 s  mean → late", justify="right", no_wrap=True)
-    table.add_column("collision %\n1/2/3 s  mean → late", justify="right", no_wrap=True)
+    # On a narrow terminal cells fold, so that no figure is cut off.
+    table = Table(header_style="bold", pad_edge=False)
+    table.add_column("variant", overflow="fold")
+    table.add_column("protocol", overflow="fold")
+    for name in ("n", "L2 m\n1/2/3 s  mean → late", "collision %\n1/2/3 s  mean → late"):
+        table.add_column(name, justify="right", overflow="fold")
     for variant in result.variants:
-        plannings = [variant.planning[protocol] for protocol in result.protocols]
-        table.add_row(
-            variant.name,
-            "\n".join(result.protocols),
-            "\n".join(_counts(planning) for planning in plannings),
-            "\n".join(_horizons(each.l2_m, each.late.l2_m if each.late else None) for each in plannings),
-            "\n".join(
-                _horizons(each.collision, each.late.collision if each.late else None, 100)
-                for each in plannings
-            ),
-        )
+        for protocol, each in variant.planning.items():
+            table.add_row(
+                variant.name if protocol == result.protocols[0] else "",
+                protocol,
+                _counts(each),
+                _horizons(each.l2_m, each.late.l2_m if each.late else None),
+                _horizons(each.collision, each.late.collision if each.late else None, 100),
+                end_section=protocol == result.protocols[-1],
+            )
     return table
 
 

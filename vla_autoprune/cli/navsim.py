@@ -16,7 +16,7 @@ from rich.table import Table
 
 from vla_autoprune import __version__
 from vla_autoprune.cli import app
-from vla_autoprune.cli.options import require_directory
+from vla_autoprune.cli.options import PLAN_FRAME, PlanFrameName, require_directory
 from vla_autoprune.errors import InputError
 from vla_autoprune.files import write_whole
 from vla_autoprune.progress import progress_bar
@@ -30,6 +30,7 @@ Done = TypeVar("Done")
 
 TABLE_WIDTH = 110
 """Columns when the output is no terminal."""
+LOGGED_DRIVE = "logged drive"
 
 navsim = typer.Typer(
     help="NAVSIM's PDMS (v1) and EPDMS (v2), without the devkit.", no_args_is_help=True, add_completion=False
@@ -185,6 +186,7 @@ def nuscenes(
     limit: int | None = typer.Option(
         None, "--limit", min=1, help="This many samples, spread over the scenes."
     ),
+    frame: PlanFrameName | None = PLAN_FRAME,
     allow_missing: bool = typer.Option(
         False, "--allow-missing", help="Score predictions that lack samples, and say how many."
     ),
@@ -213,13 +215,22 @@ def nuscenes(
     )
     from eval_nuscenes.navsim.scene import PlannedPath
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
-    from eval_nuscenes.predictions import covered, read_predictions, sample_record
+    from eval_nuscenes.predictions import (
+        CONSTANT_VELOCITY,
+        check_frames,
+        check_names,
+        covered,
+        read_predictions,
+        sample_record,
+    )
 
     require_directory("--out", out)
     # The command is no part of the score: taking it from the future leaks nothing.
     samples = NuScenesSplit(data, version, split, command_source="future", limit=limit)
-    files = [read_predictions(path) for path in predictions or ()]
+    files = [read_predictions(path, None if frame is None else frame.value) for path in predictions or ()]
+    check_names(files, (CONSTANT_VELOCITY, LOGGED_DRIVE))
     tokens = set(covered(files, samples.tokens, allow_missing))
+    check_frames(files, samples, [place for place, token in enumerate(samples.tokens) if token in tokens])
     scores: dict[str, list[FrameScore]] = {}
     drawn, cut_off, off_lane = {}, 0, 0
     for sample in _progress(samples, "score", len(samples)):
@@ -235,7 +246,7 @@ def nuscenes(
             continue
         made = sample_record(sample, files).plans
         plans = {name: np.array(plan.waypoints_in_ego) for name, plan in made.items()}
-        plans["logged drive"] = sample.future_in_ego
+        plans[LOGGED_DRIVE] = sample.future_in_ego
         for name, waypoints in plans.items():
             scores.setdefault(name, []).append(score_on_nuscenes(scene, waypoints))
         drawn[sample.token] = scene, next(iter(plans.values()))

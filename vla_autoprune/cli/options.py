@@ -70,6 +70,18 @@ class CommandSource(str, Enum):
     FUTURE = "future"
 
 
+class PlanFrameName(str, Enum):
+    """The frames of `eval_nuscenes.predictions`."""
+
+    EGO = "ego"
+    LIDAR = "lidar"
+
+
+PLAN_FRAME = typer.Option(
+    None, "--frame", help="Of predictions whose file does not say: ego (x forward) or lidar (x right)."
+)
+
+
 class PolicyName(str, Enum):
     """The policies of `runtime.planner`, named here so that --help needs no runtime."""
 

@@ -125,7 +125,7 @@ def test_unreadable_caches_are_listed_or_counted(run: Run, tmp_path: Path, cache
     status, printed = run("score", copied, submission, "--out", tmp_path / "out")
     assert status == 2
     assert "2 of 3 scenes cannot be read" in printed
-    for path, why in ((first, "is cut off"), (second, "which is not among what a NAVSIM file may hold")):
+    for path, why in ((first, "is cut off"), (second, "which is not among what such a file may hold")):
         assert f"{path}: " in printed
         assert why in printed
     assert not (tmp_path / "out").exists()

@@ -166,3 +166,29 @@ def test_the_command(
     means = {name: each["means"]["all frames"][EP] for name, each in results.items()}
     assert means["standing"] < 0.9 < means["logged drive"]
     assert (tmp_path / "out" / "scores.png").is_file()
+
+
+def test_the_command_takes_a_frame_and_notices_a_wrong_one(
+    synthetic_root: Path, split: NuScenesSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lidar = {sample.token: sample.truth.waypoints.tolist() for sample in split}
+    plans, again = tmp_path / "true.json", tmp_path / "logged drive.json"
+    for path in (plans, again):
+        path.write_text(json.dumps(lidar))
+
+    def run(*words: str) -> int:
+        where = ["--data", str(synthetic_root), "--out", str(tmp_path / "out"), "--worst", "0"]
+        monkeypatch.setattr(sys, "argv", ["vla-autoprune", "navsim", "nuscenes", *words, *where])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return int(left.value.code or 0)
+
+    assert run(str(plans)) == 2
+    assert run(str(plans), "--frame", "ego") == 2
+    assert run(str(again), "--frame", "lidar") == 2
+    assert run(str(plans), "--frame", "lidar") == 0
+    means = {
+        name: each["means"]["all frames"][EP]
+        for name, each in json.loads((tmp_path / "out" / "results.json").read_text()).items()
+    }
+    assert means["true"] == pytest.approx(means["logged drive"], abs=0.05)
