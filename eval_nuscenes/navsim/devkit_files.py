@@ -112,7 +112,7 @@ def read_submission(path: Path) -> dict[str, PlannedPath]:
         raise InputError(
             f"{path} holds no submission; the devkit's run_create_submission_pickle.py writes one"
         )
-    names = [name for name in submission if name.endswith("predictions")]
+    names = [name for name in map(str, submission) if name.endswith("predictions")]
     if not names:
         raise InputError(
             f"{path} has none of predictions (v1), first_stage_predictions, second_stage_predictions (v2); "
@@ -121,7 +121,10 @@ def read_submission(path: Path) -> dict[str, PlannedPath]:
     plans: dict[str, PlannedPath] = {}
     repeated = []
     for name in names:
-        for seed in submission[name]:
+        seeds = submission[name]
+        if not isinstance(seeds, list) or not all(isinstance(seed, dict) for seed in seeds):
+            raise InputError(f"{path}: {name} is no list of objects from token to Trajectory")
+        for seed in seeds:
             for token, trajectory in seed.items():
                 if token in plans:
                     repeated.append(token)

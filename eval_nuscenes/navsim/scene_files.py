@@ -308,7 +308,7 @@ def read_stages(path: Path) -> list[Stages]:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is neither YAML nor JSON ({error})") from error
     mapping: Any = content.get("reactive_all_mapping") if isinstance(content, dict) else content
     try:
@@ -344,7 +344,7 @@ def _read_plans_json(path: Path) -> dict[str, PlannedPath]:
         document = json.loads(path.read_text(), object_pairs_hook=unique)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}); it is truncated or edited") from error
     if repeated:
         raise InputError(f"{path} has {len(repeated)} tokens more than once: {listed(repeated)}")

@@ -143,6 +143,10 @@ def test_what_is_no_submission_is_refused(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps({"predictions": [{"t": [1, 2]}]}))
     with pytest.raises(InputError, match="plan of t is a list, no Trajectory"):
         read_submission(path)
+    for seeds in (3, [3], [[1]]):
+        path.write_bytes(pickle.dumps({1: 2, "predictions": seeds}))
+        with pytest.raises(InputError, match="predictions is no list of objects from token to Trajectory"):
+            read_submission(path)
 
 
 def test_several_seeds_are_refused(tmp_path: Path, devkit: Devkit) -> None:

@@ -143,6 +143,7 @@ def test_faulty_plans_are_listed_together(tmp_path: Path) -> None:
         ('{"frame": "ego", "interval_s": 0, "plans": {}}', r"interval_s: .*greater than 0"),
         ('{"frame": "ego", "interval_s": 0.5, "plans": {}}', r"holds no plan"),
         ('{"frame": "ego", "interval_s": 0.5, "pla', r"not valid JSON"),
+        ("[" * 100_000, r"not valid JSON"),
         ("[]", r"expected \{\"frame\": \"ego\""),
     ],
 )
@@ -170,6 +171,9 @@ def test_stages(tmp_path: Path) -> None:
     assert read_stages(path)[0].second == (("x", "y"),)
     path.write_text("scene_filter: 3\n")
     with pytest.raises(InputError, match="no list reactive_all_mapping"):
+        read_stages(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match="neither YAML nor JSON"):
         read_stages(path)
     path.write_text("!!python/object/apply:os.system ['true']")
     with pytest.raises(InputError, match="neither YAML nor JSON"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,17 @@ from eval_nuscenes.navsim.scene import PACIFICA, PlannedPath, box_corners
 from eval_nuscenes.navsim.scoring import (
     EC,
     EP,
+    EPDMS,
     NC,
+    PDMS,
     TTC,
     Drive,
     FrameScore,
+    Metric,
     classify_contact,
     is_ahead,
     is_behind,
+    progress_score,
     score_plan,
 )
 from vla_autoprune.errors import InputError
@@ -109,6 +114,24 @@ def test_without_the_human_filter_nothing_is_forgiven(golden: Any) -> None:
     assert forgiven.score > 0.9
     assert strict.score == 0
     assert strict.sub_scores == forgiven.unfiltered == strict.unfiltered
+
+
+def test_progress_is_a_share_only_where_someone_gets_further_than_five_metres(golden: Any) -> None:
+    case = golden.case("cv")
+    drive = score_plan(golden.scene(case["scene"], "v2"), golden.path(case)).drive
+
+    def progress(metric: Metric, own_m: float, other_m: float, rule: float = 1.0) -> float:
+        kept = dict.fromkeys((*PDMS.multipliers, *EPDMS.multipliers), 1.0)
+        agent = replace(drive, progress_m=own_m, sub_scores=kept | {NC: rule})
+        return progress_score(metric, agent, replace(drive, progress_m=other_m, sub_scores=kept))
+
+    for metric in (PDMS, EPDMS):
+        assert progress(metric, 0.0, 5.0) == 1.0
+        assert progress(metric, 0.0, 5.001) == 0.0
+        assert progress(metric, 4.0, 8.0) == 0.5
+        assert progress(metric, 8.0, 4.0) == 1.0
+    assert (progress(PDMS, 4.0, 4.9, rule=0.0), progress(EPDMS, 4.0, 4.9, rule=0.0)) == (0.0, 1.0)
+    assert (progress(PDMS, 4.0, 8.0, rule=0.5), progress(EPDMS, 4.0, 8.0, rule=0.5)) == (0.25, 0.5)
 
 
 @pytest.mark.parametrize("devkit", ["v1", "v2"])
