@@ -34,6 +34,15 @@ INK = "#1d2733"
 EGO_LENGTH_M = 4.084
 EGO_WIDTH_M = 1.85
 EGO_REAR_M = 1.0
+EGO_CORNERS = np.array(
+    [
+        [EGO_LENGTH_M - EGO_REAR_M, EGO_WIDTH_M / 2],
+        [EGO_LENGTH_M - EGO_REAR_M, -EGO_WIDTH_M / 2],
+        [-EGO_REAR_M, -EGO_WIDTH_M / 2],
+        [-EGO_REAR_M, EGO_WIDTH_M / 2],
+    ]
+)
+"""Of the nuScenes car, in the ego frame."""
 """From the rear axle back to the bumper."""
 
 _NEAREST_M = 0.5
@@ -196,6 +205,7 @@ def draw_bird_eye(
     boxes: Sequence[FloatArray] = (),
     road: Sequence[FloatArray] = (),
     history: FloatArray | None = None,
+    ego: FloatArray = EGO_CORNERS,
 ) -> None:
     """Draw a scene from above, ahead is up.
 
@@ -205,6 +215,7 @@ def draw_bird_eye(
         boxes: [4, 2] corners of road users in the ego frame.
         road: [N, 2] outlines of drivable area in the ego frame.
         history: [H, 3] where the ego came from.
+        ego: [4, 2] corners of the car.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -214,8 +225,6 @@ def draw_bird_eye(
         axes.fill(*_up(corners), facecolor=NEUTRAL, alpha=0.75, edgecolor=NEUTRAL, linewidth=0.6)
     if history is not None and len(history):
         axes.plot(*_up(np.vstack([history[:, :2], np.zeros(2)])), color=NEUTRAL, linewidth=1.0, linestyle=":")
-    front, rear, half = EGO_LENGTH_M - EGO_REAR_M, -EGO_REAR_M, EGO_WIDTH_M / 2
-    ego = np.array([[front, half], [front, -half], [rear, -half], [rear, half]])
     axes.fill(*_up(ego), facecolor="none", edgecolor=INK, linewidth=1.2)
     reach = 12.0
     for label, (waypoints, style) in paths.items():

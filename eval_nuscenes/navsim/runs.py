@@ -205,11 +205,9 @@ def _draw_scene(axes: Axes, scene: Scene, plan: PlannedPath, frame: FrameScore) 
         if area.type not in ("lane", "lane_connector")
         for rings in area.polygons
     ]
+    route = _in_ego(_near(scene.centreline, pose), pose)
+    axes.plot(-route[:, 1], route[:, 0], label="route", color=pictures.NEUTRAL, linewidth=0.8)
     paths: dict[str, tuple[Floats, dict[str, Any]]] = {
-        "route": (
-            _in_ego(_near(scene.centreline, pose), pose),
-            {"color": pictures.NEUTRAL, "linewidth": 0.8},
-        ),
         frame.metric.reference: (
             _in_ego(frame.reference.states[:, :2], pose),
             {"color": pictures.TRUTH, "linewidth": 3.5, "alpha": 0.7},
@@ -217,7 +215,8 @@ def _draw_scene(axes: Axes, scene: Scene, plan: PlannedPath, frame: FrameScore) 
         "plan": (plan.poses_in_ego, {"color": pictures.RANDOM, "linewidth": 1.0, "linestyle": "--"}),
         "driven": (_in_ego(frame.drive.states[:, :2], pose), {"color": pictures.PLAN, "linewidth": 1.8}),
     }
-    pictures.draw_bird_eye(axes, paths, list(_in_ego(box_corners(near), pose)), road)
+    ego = box_corners(scene.vehicle.boxes(np.zeros(3)))
+    pictures.draw_bird_eye(axes, paths, list(_in_ego(box_corners(near), pose)), road, ego=ego)
     reach = max(15.0, float(np.abs(plan.poses_in_ego[:, :2]).max()) + 6)
     axes.set_xlim(-0.6 * reach, 0.6 * reach)
     axes.set_ylim(-0.25 * reach, reach)
