@@ -8,6 +8,7 @@ sample's place in the split, so all but the timings equals a serial run.
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ LOCAL = "local"
 """The address that starts a cluster of this machine alone."""
 BATCH = 4
 """Samples a replica plans between two reports; what its death costs."""
+KNOCK_S = 5.0
 DEATHS_ALLOWED = 3
 """Replicas that may die on one batch before it is taken for the cause."""
 
@@ -97,11 +99,12 @@ class RayRun:
             # The driver's own import path: workers on this machine see the same code.
             quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
             try:
+                _knock(self.address)
                 if self.address == LOCAL:
                     ray.init(num_cpus=self.replicas, include_dashboard=False, **quiet)
                 else:
                     ray.init(address=self.address, **quiet)
-            except (ConnectionError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 raise InputError(
                     f"no Ray cluster answers at --ray {self.address} ({error}); start one with ray start "
                     "--head, or use --ray local"
@@ -188,3 +191,10 @@ class RayRun:
         import ray
 
         return ray.remote(num_cpus=1)(_Replica).remote(self.open_run, self.warm_up)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens at host and port: Ray itself would go on trying for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()

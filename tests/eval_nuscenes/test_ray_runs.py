@@ -50,6 +50,17 @@ def without_timings(records: list[SampleRecord]) -> dict[str, SampleRecord]:
     }
 
 
+def test_an_address_where_nothing_listens_is_told_at_once(
+    bundle_run: BundleRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
+        with pytest.raises(InputError, match=f"no Ray cluster answers at --ray {address} "), RayRun(
+            address, 1, bundle_run.open
+        ):
+            pass
+
+
 @pytest.mark.usefixtures("cluster")
 def test_two_replicas_plan_what_one_process_plans_though_one_is_killed(
     bundle_run: BundleRun, run_key: RunKey, tmp_path: Path
