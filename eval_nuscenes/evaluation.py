@@ -194,7 +194,8 @@ def versions() -> dict[str, str]:
 def code_hash() -> str:
     """Hash of the sources that plan, time and read: other code may plan otherwise or take other time."""
     library, here = Path(vla_autoprune.__file__).parent, Path(__file__).parent
-    planning = [library / name for name in ("runtime", "bundle.py", "contract.py", "recipe.py")]
+    files = ("runtime", "bundle.py", "contract.py", "frame.py", "images.py", "recipe.py")
+    planning = [library / name for name in files]
     words = [library / "models" / f"{name}.py" for name in ("actions", "preprocess", "prompt")]
     reading = [here / name for name in ("evaluation.py", "nuscenes_reader.py", "driving_command.py")]
     policies = library / "pruning" / "policies.py"
