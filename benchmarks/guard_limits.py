@@ -80,7 +80,7 @@ def refusals(
         pose = sample.ego_pose
         place = Pose(float(pose[0, 3]), float(pose[1, 3]), math.atan2(pose[1, 0], pose[0, 0]))
         motion = Motion(place, sample.ego.speed_mps, sample.ego.yaw_rate_rps)
-        guard.take_odometry(stamp_ns, motion)
+        guard.take_odometry(stamp_ns, motion, stamp_ns)
         times = np.array(sample_times[: len(poses)]) if sample_times else NOMINAL_S[: len(poses)]
         if not len(times) or times[-1] < settings.min_horizon_s:
             continue

@@ -10,18 +10,18 @@ from launch import LaunchDescription
 from launch.actions import EmitEvent, OpaqueFunction
 from launch.events import Shutdown
 
-from ros_nodes.bringup import Bringup, argument, common_arguments, goes_down_with
+from ros_nodes.bringup import Bringup, argument, common_arguments, goes_down_with, number
 
 CONFIG = Path(__file__).absolute().parents[1] / "config"
 
 PLAYER = {
-    "version": ("v1.0-synth", "of the data set's tables", str),
-    "split": ("val", "which scenes", str),
-    "scenes": ("", "names, separated by commas; all of the split unless given", str),
-    "rate": ("1.0", "times real time", float),
-    "loop": ("false", "begin again at the end", lambda text: text == "true"),
-    "command_source": ("route", "route, or future, which leaks the label", str),
-    "lockstep_timeout_s": ("0.0", "above 0: wait this long for the plan of each keyframe", float),
+    "version": ("v1.0-synth", "of the data set's tables"),
+    "split": ("val", "which scenes"),
+    "scenes": ("", "names, separated by commas; all of the split unless given"),
+    "rate": ("1.0", "times real time"),
+    "loop": ("false", "begin again at the end", ("true", "false")),
+    "command_source": ("route", "future leaks the label", ("route", "future")),
+    "lockstep_timeout_s": ("0.0", "above 0: wait this long for the plan of each keyframe"),
 }
 
 
@@ -36,7 +36,9 @@ def start(context):
             "use_sim_time": False,
             "subscribers": 2 if values["record"] else 1,  # the planner, and the recorder
             "truth_subscribers": 2 if values["record"] else 1,  # the monitor, and the recorder
-            **{name: kind(values[name]) for name, (_, _, kind) in PLAYER.items()},
+            **{name: values[name] for name in ("version", "split", "scenes", "command_source")},
+            **{name: number(name, values[name]) for name in ("rate", "lockstep_timeout_s")},
+            "loop": values["loop"] == "true",
         },
     )
     monitor = bringup.node(
@@ -63,7 +65,7 @@ def generate_launch_description():
         [
             *common_arguments(CONFIG, use_sim_time="true"),
             argument("data_root", None, "directory of the data set"),
-            *(argument(name, default, text) for name, (default, text, _) in PLAYER.items()),
+            *(argument(name, *rest) for name, rest in PLAYER.items()),
             argument("scored_topic", "planner/path", "planner/path, or trajectory/path behind the guard"),
             argument("out", "", "JSON file for the scores"),
             OpaqueFunction(function=start),

@@ -24,6 +24,7 @@ from launch_ros.events.lifecycle import ChangeState
 from lifecycle_msgs.msg import Transition
 
 from ros_nodes import topics
+from ros_nodes.programs import LAUNCH_PID
 from vla_autoprune.errors import InputError
 from vla_autoprune.frame import CAMERAS
 
@@ -75,19 +76,24 @@ class Bringup:
         self.config = config
 
     def environment(self) -> Entities:
-        """The shared-memory profile for our own publishers, unless the user has a profile."""
+        """What nodes find in their environment.
+
+        That is the launch they end with, and the shared-memory profile for our own publishers unless the user
+        has a profile.
+        """
+        launch = SetEnvironmentVariable(LAUNCH_PID, str(os.getpid()))
         older = os.environ.get("ROS_DISTRO") in OLDER_FAST_DDS
         variable = f"{'FASTRTPS' if older else 'FASTDDS'}_DEFAULT_PROFILES_FILE"
         if os.environ.get(variable):
-            return []
-        return [SetEnvironmentVariable(variable, str(self.config / "fastdds_shared_memory.xml"))]
+            return [launch]
+        return [launch, SetEnvironmentVariable(variable, str(self.config / "fastdds_shared_memory.xml"))]
 
     def planner(self, **fixed: Any) -> Entities:
         """vla_planner, configured and activated, with parameters that the launch file fixes."""
         given = {"bundle": str(Path(self.values["bundle"]).absolute()), **fixed}
         for name in ("deadline_ms", "budget"):
             if self.values[name]:
-                given[name] = _number(name, self.values[name])
+                given[name] = number(name, self.values[name])
         if self.values["output_type"]:
             given["output_type"] = self.values["output_type"]
         return self._lifecycle("ros_nodes.planner_node", "vla_planner", given)
@@ -97,12 +103,12 @@ class Bringup:
         return self._lifecycle("ros_nodes.guard_node", "trajectory_guard", {})
 
     def recorder(self) -> Entities:
-        """The recorder, if a directory is given; it may not die either."""
+        """The recorder, if a directory is given; it may not die either, but end when the disk is full."""
         if not self.values["record"]:
             return []
         out = str(Path(self.values["record"]).absolute())
         recorder = self.node("ros_nodes.recording", "recorder", {"out": out})
-        return [recorder, goes_down_with(recorder, "recorder")]
+        return [recorder, goes_down_with(recorder, "recorder", may_end=[])]
 
     def views(self) -> Entities:
         """RViz and Foxglove's bridge, if asked for; closing them ends nothing."""
@@ -194,7 +200,12 @@ def _refusal(name: str, what: str, why: str = "the reason is in its log above") 
     return OpaqueFunction(function=refuse)
 
 
-def _number(name: str, text: str) -> float:
+def number(name: str, text: str) -> float:
+    """A launch argument's number.
+
+    Raises:
+        InputError: it is none.
+    """
     try:
         return float(text)
     except ValueError:
@@ -204,9 +215,13 @@ def _number(name: str, text: str) -> float:
 def _transport(params_file: str) -> str:
     import yaml
 
-    with Path(params_file).open(encoding="utf-8") as file:
-        nodes = yaml.safe_load(file) or {}
-    for name, section in nodes.items():
-        if name.rsplit("/", 1)[-1] == "vla_planner":
-            return section.get("ros__parameters", {}).get("image_transport", "compressed")
-    return "compressed"
+    try:
+        with Path(params_file).open(encoding="utf-8") as file:
+            nodes = yaml.safe_load(file) or {}
+    except OSError as error:
+        raise InputError(f"params_file:={params_file} cannot be read: {error.strerror}") from None
+    transport = "compressed"
+    for name, section in nodes.items():  # of several that match, the last counts, as in rcl
+        if name.rsplit("/", 1)[-1] in ("vla_planner", "**"):
+            transport = section.get("ros__parameters", {}).get("image_transport", transport)
+    return transport

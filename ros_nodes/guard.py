@@ -61,8 +61,24 @@ class Guard:
         self._refusal: Fault | None = None
         self._newest_ns = 0
 
-    def take_odometry(self, stamp_ns: int, motion: Motion) -> str:
-        """Take a message of the vehicle's motion; returns what is wrong with it, "" if nothing is."""
+    def take_odometry(self, stamp_ns: int, motion: Motion, now_ns: int) -> str:
+        """Take a message of the vehicle's motion, or leave it out.
+
+        One from the future is left out: every message after it would be older than the newest.
+
+        Args:
+            stamp_ns: of its header.
+            motion: as it came, also garbage.
+            now_ns: ROS time.
+
+        Returns:
+            What is wrong with it; "" if nothing is.
+        """
+        self._notice_clock(now_ns)
+        ahead_ms = (stamp_ns - now_ns) / 1e6
+        if ahead_ms > self.settings.odometry_timeout_ms:
+            allowed = f"{self.settings.odometry_timeout_ms:g} ms"
+            return f"its stamp is {ahead_ms:.0f} ms ahead of the clock; allowed {allowed}"
         return self.odometry.add(stamp_ns, motion)
 
     def take_plan(self, plan: Trajectory, now_ns: int, steady_s: float, planners: int = 1) -> Fault | None:
@@ -127,8 +143,11 @@ class Guard:
         hardest = min(limits.max_braking_mps2, limits.max_jerk_mps3 * STEP_S)
         braking = hardest if hard else min(limits.comfort_braking_mps2, hardest)
         stop = stop_along(followed, now_ns, vehicle, speed, braking, hardest, limits.min_horizon_s)
-        if stop is None or any(faults_of(stop, limits, speed)):
+        fault = stop and next(faults_of(stop, limits, speed), None)
+        if stop is None or fault:
             self.state, self._current = State.STOPPED, None
+            if fault:
+                self.reason += f"; at once from {speed:.1f} m/s, as along the last plan: {': '.join(fault)}"
         else:
             self.state, self._current, self._since_s = State.STOPPING, stop, steady_s
 

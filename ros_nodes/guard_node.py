@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import State as LifecycleStates
 from nav_msgs.msg import Odometry, Path
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
@@ -100,16 +101,30 @@ class TrajectoryGuard(LifecycleNode):
     @transition
     def on_deactivate(self, state: LifecycleState) -> None:
         """Publish a stop, and nothing after it."""
-        self.destroy_timer(self._watchdog)
-        self.destroy_subscription(self._plans)
-        self.destroy_subscription(self._odometry)
-        self._send(self._guard.stop(self._now_ns()))
-        self._trajectory.wait_for_all_acked(Duration(seconds=LAST_WORDS_S))
+        self._end_with_stop()
         super().on_deactivate(state)
 
     @transition
     def on_cleanup(self, state: LifecycleState) -> None:
         """Take down what configuring made."""
+        self._take_down()
+
+    @transition
+    def on_shutdown(self, state: LifecycleState) -> None:
+        """From any state; rclpy would let an active node go on."""
+        if state.state_id == LifecycleStates.PRIMARY_STATE_ACTIVE:
+            self._end_with_stop()
+        if state.state_id != LifecycleStates.PRIMARY_STATE_UNCONFIGURED:
+            self._take_down()
+
+    def _end_with_stop(self) -> None:
+        self.destroy_timer(self._watchdog)
+        self.destroy_subscription(self._plans)
+        self.destroy_subscription(self._odometry)
+        self._send(self._guard.stop(self._now_ns()))
+        self._trajectory.wait_for_all_acked(Duration(seconds=LAST_WORDS_S))
+
+    def _take_down(self) -> None:
         for publisher in (self._trajectory, self._status, self._diagnostics):
             self.destroy_lifecycle_publisher(publisher)
         self._declared.release()
@@ -126,6 +141,7 @@ class TrajectoryGuard(LifecycleNode):
                 twist.linear.x,
                 twist.angular.z,
             ),
+            self._now_ns(),
         )
         if fault:
             self._odometry_faults += 1

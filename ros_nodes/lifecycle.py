@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ros_nodes.programs import end_with_launch
 from vla_autoprune.errors import VlaError
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def run(make: Callable[[], LifecycleNode], args: Sequence[str] | None = None) ->
     stop: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: stop.append(received))
+    end_with_launch()
     rclpy.init(args=sys.argv if args is None else list(args), signal_handler_options=SignalHandlerOptions.NO)
     node = make()
     executor = SingleThreadedExecutor()
@@ -94,4 +96,5 @@ def _finalise(node: LifecycleNode) -> None:
         node.trigger_deactivate()
     if state() == State.PRIMARY_STATE_INACTIVE:
         node.trigger_cleanup()
-    node.trigger_shutdown()
+    if state() != State.PRIMARY_STATE_FINALIZED:
+        node.trigger_shutdown()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from vla_autoprune.errors import VlaError
 
 SPIN_S = 0.1
 """How long a signal may go unnoticed while nothing happens."""
+LAUNCH_PID = "VLA_AUTOPRUNE_LAUNCH_PID"
+"""Environment variable: the launch that a node belongs to."""
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2)."""
 
 
 class Program(Protocol):
@@ -38,11 +44,12 @@ def run_program(make: Callable[[], Program], args: Sequence[str] | None = None) 
     from rclpy.signals import SignalHandlerOptions
 
     received: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: received.append(number))
+    _on_signals(lambda _number, _frame: sys.exit(0))  # a data set takes long to open, with nothing to finish
+    end_with_launch()
     rclpy.init(args=sys.argv if args is None else list(args), signal_handler_options=SignalHandlerOptions.NO)
     try:
         node = make()
+        _on_signals(lambda number, _: received.append(number))
         executor = SingleThreadedExecutor()
         executor.add_node(node)  # type: ignore[arg-type]
         try:
@@ -56,5 +63,27 @@ def run_program(make: Callable[[], Program], args: Sequence[str] | None = None) 
         get_logger("vla_autoprune").fatal(str(error))
         return 2
     finally:
+        _on_signals(signal.SIG_IGN)  # it ends already
         rclpy.shutdown()
     return 0
+
+
+def end_with_launch() -> None:
+    """Let the kernel send SIGTERM when the process that started this one for a launch is gone.
+
+    `ros2 launch` ends its nodes on SIGINT, but leaves them running when SIGTERM or SIGKILL ends it. Without
+    the launch, or on another system than Linux, nothing changes.
+    """
+    launch = os.environ.get(LAUNCH_PID)
+    if launch is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    try:
+        os.kill(int(launch), 0)
+    except ProcessLookupError:  # it was gone before the kernel knew
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _on_signals(handler: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)

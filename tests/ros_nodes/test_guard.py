@@ -55,7 +55,7 @@ class Car:
             self.ms += 50
             if self.odometry:
                 motion = Motion(Pose(self.speed * self.ms / 1e3, 0.0, 0.0), self.speed, 0.0)
-                assert self.guard.take_odometry(self.now_ns, motion) == ""
+                assert self.guard.take_odometry(self.now_ns, motion, self.now_ns) == ""
 
     def give(self, plan: Trajectory, **options: int) -> str | None:
         fault = self.guard.take_plan(plan, self.now_ns, self.ms / 1e3, **options)
@@ -138,7 +138,7 @@ def test_a_plan_far_from_where_the_vehicle_went_is_refused() -> None:
     for step in range(1, 9):  # it slides aside while the plan is made
         car.ms += 50
         motion = Motion(Pose(car.speed * car.ms / 1e3, 0.3 * step, 0.0), car.speed, 0.0)
-        assert car.guard.take_odometry(car.now_ns, motion) == ""
+        assert car.guard.take_odometry(car.now_ns, motion, car.now_ns) == ""
     assert car.give(plan) == "distance"
 
 
@@ -210,12 +210,12 @@ def test_a_stop_follows_the_bend_and_fades_an_offset_out() -> None:
 def test_a_stop_that_would_break_the_limits_becomes_a_stop_command() -> None:
     guard = Guard(replace(SETTINGS, plans_to_recover=1))
     plan = drive(5.0, bend=0.1)
-    guard.take_odometry(START_NS, Motion(Pose(0.0, 0.0, 0.0), 5.0, 0.5))
+    guard.take_odometry(START_NS, Motion(Pose(0.0, 0.0, 0.0), 5.0, 0.5), START_NS)
     assert guard.take_plan(plan, START_NS, 0.0) is None
     for ms in range(100, 1400, 100):  # on the bend, but meanwhile far too fast for it
         now_ns = START_NS + ms * MS
         motion = Motion(plan.at(now_ns), 5.0 if ms < 1000 else 12.0, 0.5)
-        assert guard.take_odometry(now_ns, motion) == ""
+        assert guard.take_odometry(now_ns, motion, now_ns) == ""
     assert guard.output(now_ns, 1.3).is_stop
     assert guard.state is State.STOPPED
 
@@ -233,7 +233,8 @@ def test_a_short_plan_makes_it_brake_harder() -> None:
 def test_odometry_that_is_not_finite_is_left_out(bad: float) -> None:
     car = Car()
     car.follow()
-    assert "finite" in car.guard.take_odometry(car.now_ns + MS, Motion(Pose(bad, 0.0, 0.0), 8.0, 0.0))
+    broken = Motion(Pose(bad, 0.0, 0.0), 8.0, 0.0)
+    assert "finite" in car.guard.take_odometry(car.now_ns + MS, broken, car.now_ns)
     assert car.guard.odometry.at(car.now_ns) is not None
 
 
@@ -256,8 +257,18 @@ def test_odometry_that_jumps_starts_anew() -> None:
     car.wait(450)
     plan = car.good()
     car.ms += 50
-    assert "jumped" in car.guard.take_odometry(car.now_ns, Motion(Pose(900.0, 0.0, 0.0), 8.0, 0.0))
+    far = Motion(Pose(900.0, 0.0, 0.0), 8.0, 0.0)
+    assert "jumped" in car.guard.take_odometry(car.now_ns, far, car.now_ns)
     assert car.give(plan) == "odometry"  # nothing links its input to the present any more
+
+
+def test_a_stamp_from_the_future_does_not_silence_odometry() -> None:
+    car = Car()
+    car.follow()
+    astray = Motion(Pose(car.speed * car.ms / 1e3, 0.0, 0.0), car.speed, 0.0)
+    assert "ahead of the clock" in car.guard.take_odometry(car.now_ns + 3_600_000 * MS, astray, car.now_ns)
+    car.wait(500)
+    assert car.give(car.good()) is None
 
 
 def test_a_clock_that_jumps_back_ends_everything_known() -> None:
@@ -312,12 +323,12 @@ def test_whatever_comes_in_what_goes_out_keeps_the_limits_or_is_a_stop(odometry,
             for _ in range(0, steady_ms, 100):
                 steady_s, x = steady_s + 0.1, x + speed * 0.1
                 now_ns += 100 * MS
-                guard.take_odometry(now_ns, Motion(Pose(x, 0.0, 0.0), speed, 0.0))
+                guard.take_odometry(now_ns, Motion(Pose(x, 0.0, 0.0), speed, 0.0), now_ns)
                 check_output(guard, now_ns, steady_s)
             now_ns += (clock_ms * MS) if abs(clock_ms) > 1000 else 0
         elif event[0] == "odometry":
             a, b, c, d, e = event[2]
-            guard.take_odometry(now_ns + event[1] * MS, Motion(Pose(a, b, c), d, e))
+            guard.take_odometry(now_ns + event[1] * MS, Motion(Pose(a, b, c), d, e), now_ns)
         else:
             if event[0] == "plan":
                 plan = drive(event[1], event[2], event[3], now_ns - event[4] * MS)

@@ -263,6 +263,21 @@ def test_a_killed_planner_leads_to_a_comfortable_stop_within_the_bound(drive: Dr
     assert drive.heard[-1][1].is_stop
 
 
+def test_a_shutdown_transition_ends_with_a_stop_and_nothing_after_it(bench) -> None:
+    drive = Drive(bench, "shut_down")
+    drive.begin()
+    drive.go(0.3)
+    assert not drive.heard[-1][1].is_stop
+    assert drive.guard.transition("active_shutdown")
+    drive.go(0.5)
+    assert drive.heard[-1][1].is_stop
+    count = len(drive.heard)
+    drive.go(0.5)
+    assert len(drive.heard) == count
+    assert drive.guard.interrupt() == 0
+    assert "Traceback" not in drive.guard.log
+
+
 def test_wrong_settings_are_refused_a_clock_that_jumps_or_stops_and_an_interrupt_stop_it(bench) -> None:
     drive = Drive(bench, "timeless", use_sim_time=True, max_speed_mps=-1.0)
     assert not drive.guard.transition("configure")

@@ -160,6 +160,35 @@ def test_a_drive_from_cameras_to_a_stop(bench, launch, stored_bundle, tmp_path):
     assert "Traceback" not in drive.log
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_launch_that_is_killed_takes_its_nodes_along_and_the_guard_stops(bench, launch, stored_bundle, how):
+    drive = launch("drive.launch.py", bundle=stored_bundle.path, namespace=NAMESPACE)
+    guarded = bench.listen(PathMessage, f"{NAMESPACE}/{topics.GUARD_PATH}", topics.plan_qos())
+    for module in ("ros_nodes.planner_node", "ros_nodes.guard_node"):
+        drive.find(module)
+    bench.until(lambda: "ready after" in drive.log and guarded, "both nodes", 60)
+    drive.process.send_signal(how)  # not to the group
+    left = list(drive.nodes.values())
+    bench.until(lambda: not [node for node in left if node.is_running()], "the nodes to end")
+    drive.wait()
+    bench.spin(0.5)
+    assert is_stop(guarded[-1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"rate": "fast"}, "rate:=fast is no number"),
+        ({"loop": "True"}, "loop"),
+        ({"params_file": "nothing.yaml"}, "params_file:=nothing.yaml cannot be read"),
+    ],
+)
+def test_arguments_of_a_replay_that_mean_nothing_are_refused(launch, stored_bundle, arguments, complaint):
+    replay = launch("replay.launch.py", bundle=stored_bundle.path, data_root="nowhere", **arguments)
+    assert replay.wait() == 1
+    assert complaint in replay.log and "process started" not in replay.log
+
+
 def test_a_planner_that_cannot_be_configured_ends_the_launch(launch, tmp_path):
     drive = launch("drive.launch.py", bundle=tmp_path / "nothing")
     drive.find("ros_nodes.guard_node")

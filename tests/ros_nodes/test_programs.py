@@ -1,0 +1,30 @@
+"""Programs and signals."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2: pip install '.[ros-test]' or source ROS")
+pytestmark = pytest.mark.ros
+
+SLOW_TO_MAKE = """
+import os, signal, sys, time
+from ros_nodes.programs import run_program
+
+def make():
+    os.kill(os.getpid(), signal.{0})
+    time.sleep(60)
+
+sys.exit(run_program(make, []))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_program_that_opens_something_large_ends_at_once(repository, name):
+    ended = subprocess.run(
+        [sys.executable, "-c", SLOW_TO_MAKE.format(name)], cwd=repository, capture_output=True, timeout=50
+    )
+    assert ended.returncode == 0 and b"Traceback" not in ended.stderr
