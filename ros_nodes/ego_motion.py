@@ -25,7 +25,7 @@ changes by more than `JUMP_MPS` and `JUMP_MPS2` times the time between."""
 
 @dataclass(frozen=True)
 class OdometrySample:
-    """One odometry message: twist in the ego frame, pose of the ego frame in the map."""
+    """One odometry message: twist in the ego frame, pose of the ego frame in `frame_id`, such as the map."""
 
     stamp_ns: int
     speed_mps: float
@@ -33,6 +33,7 @@ class OdometrySample:
     x: float = 0.0
     y: float = 0.0
     heading: float = 0.0
+    frame_id: str = ""
 
 
 class EgoMotion:

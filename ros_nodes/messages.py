@@ -177,7 +177,7 @@ def autoware_trajectory_message(
         plan: waypoints in the ego frame.
         stamp_ns: time of the frame the plan was made from.
         speed_mps: measured speed at that time.
-        frame_id: frame of the poses.
+        frame_id: frame of the poses, unless `ego_pose` names its own.
         ego_pose: the ego frame in that frame; None where the poses stay in the ego frame.
 
     Raises:
@@ -189,7 +189,7 @@ def autoware_trajectory_message(
     profile = velocity_profile(plan, speed_mps)
     trajectory = Trajectory()
     trajectory.header.stamp = time_message(stamp_ns)
-    trajectory.header.frame_id = frame_id
+    trajectory.header.frame_id = (ego_pose and ego_pose.frame_id) or frame_id
     poses = profile.poses_in_ego
     if ego_pose is not None:
         cos, sin = math.cos(ego_pose.heading), math.sin(ego_pose.heading)
@@ -249,6 +249,7 @@ def odometry_sample(message: Odometry) -> OdometrySample:
         x=pose.position.x,
         y=pose.position.y,
         heading=yaw_of(pose.orientation),
+        frame_id=message.header.frame_id,
     )
 
 

@@ -91,7 +91,7 @@ PARAMETERS = (
     Parameter(
         "trajectory_frame",
         topics.EGO_FRAME,
-        "of planner/trajectory; the odometry's frame places it by the frame's odometry",
+        "of planner/trajectory; map: the frame that odometry names, by the frame's odometry",
         choices=(topics.EGO_FRAME, topics.MAP_FRAME),
     ),
 )
@@ -114,6 +114,7 @@ class _Inputs:
     synchroniser: Synchroniser[ImageData]
     ego: EgoMotion
     images: CameraImages
+    latencies: BucketLatencies
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,11 @@ class VlaPlanner(LifecycleNode):
                 f"{self.resolve_topic_name(topics.PLANNER_PATH)} is published by {', '.join(rivals)}; "
                 "one planner per topic: end the other, or remap or give this one a namespace"
             )
-        self._activate(configured)
+        try:
+            self._activate(configured)
+        except BaseException:
+            self._deactivate()
+            raise
 
     @transition
     def on_deactivate(self, _: LifecycleState) -> None:
@@ -233,6 +238,7 @@ class VlaPlanner(LifecycleNode):
                 settings["last_frame_max_age_ms"],
                 settings["black_level"],
             ),
+            BucketLatencies(planner.recipe, configured.latencies.undisturbed_ms),
         )
         self._counts: Counter[str] = Counter()
         self._spent_ms = 0.0
@@ -331,8 +337,9 @@ class VlaPlanner(LifecycleNode):
             clock = self.get_clock()
             simulated = isinstance(clock, ROSClock) and clock.ros_time_is_active
             age_ns = 0 if simulated else self._now_ns() - stamp_ns
-            self._spent_ms = max(age_ns, 0) / 1e6
-            self._wait.reset()
+            if inputs.synchroniser.pending_stamp_ns == stamp_ns:
+                self._spent_ms = max(age_ns, 0) / 1e6
+                self._wait.reset()
         self._take()
 
     def _on_odometry(self, message: Odometry) -> None:
@@ -403,17 +410,19 @@ class VlaPlanner(LifecycleNode):
             images = inputs.images.of(job.frame, job.travelled_m)
             images_ms = 1e3 * (time.monotonic() - begin_s)
             frame = Frame(images.images, job.ego, job.command, stamp_s=job.frame.stamp_ns / 1e9)
-            plan = self._plan_in_time(configured, frame, job)
+            plan = self._plan_in_time(configured, inputs.latencies, frame, job)
             before_plan = {"transport_ms": job.spent_ms, "waited_ms": waited_ms, "images_ms": images_ms}
-            self._publish(job, images, plan, before_plan)
+            self._publish(job, images, plan, before_plan, inputs.latencies.slowdown)
         except VlaError as error:
             self._refuse(job, str(error))
         except Exception as error:
             self.get_logger().error(f"planning failed: {error!r}", throttle_duration_sec=1.0)
             self._refuse(job, f"planning failed: {error!r}")
 
-    def _plan_in_time(self, configured: _Configured, frame: Frame, job: _Job) -> Plan:
-        settings, latencies = configured.settings, configured.latencies
+    def _plan_in_time(
+        self, configured: _Configured, latencies: BucketLatencies, frame: Frame, job: _Job
+    ) -> Plan:
+        settings = configured.settings
         limit = None
         if settings["deadline_aware"]:
             usable_ms = settings["deadline_ms"] - settings["deadline_margin_ms"]
@@ -422,7 +431,9 @@ class VlaPlanner(LifecycleNode):
         latencies.observe(plan)
         return plan
 
-    def _publish(self, job: _Job, images: FrameImages, plan: Plan, before_plan: dict[str, float]) -> None:
+    def _publish(
+        self, job: _Job, images: FrameImages, plan: Plan, before_plan: dict[str, float], slowdown: float
+    ) -> None:
         configured = self._need_configured()
         settings, stamp_ns = configured.settings, job.frame.stamp_ns
         if self._rival_names:
@@ -449,6 +460,7 @@ class VlaPlanner(LifecycleNode):
         self._text_out.publish(String(data=plan.text))
         self._markers_out.publish(messages.marker_message(path, f"{plan.bucket} {took_ms:.0f} ms"))
         values = {
+            "command": "" if job.command is None else job.command.value,
             "bucket": plan.bucket,
             "complexity_bits": "" if plan.complexity is None else plan.complexity,
             "work_fraction": plan.work_fraction,
@@ -461,7 +473,7 @@ class VlaPlanner(LifecycleNode):
             "age_at_publish_ms": age_ms,
             **before_plan,
             "remaining_ms": settings["deadline_ms"] - took_ms,
-            "slowdown": configured.latencies.slowdown,
+            "slowdown": slowdown,
             **{f"{step}_ms": ms for step, ms in plan.timings_ms.items()},
         }
         self._publish_status(stamp_ns, "warn" if notes else "ok", "; ".join(notes) or "planned", values)

@@ -15,7 +15,8 @@ RESET_NS = 1_000_000_000
 """A stamp this much older than the one before means that time began anew."""
 
 PATIENT_FRAMES = 3
-"""A camera silent for so many frames is not waited for, until it is heard again."""
+"""A camera silent for so many frames is not waited for, until it is heard again. After so many frames in a
+row that made room for newer ones, the next one does not: else a short period and a long wait give none."""
 
 BUFFERED = 4
 """Images kept per side camera."""
@@ -69,6 +70,8 @@ class Synchroniser(Generic[Content]):
         self.wait_s = wait_ms / 1e3
         self.superseded = 0
         """Anchor images replaced by a newer one before their set was given out."""
+        self._gave_way = 0
+        """Anchor images in a row, up to the one that waits, that a newer one replaced."""
         self._frames_silent = dict.fromkeys(self.others, 0)
         self._pending: Stamped[Content] | None = None
         self._newest: dict[str, Stamped[Content]] = {}
@@ -104,8 +107,13 @@ class Synchroniser(Generic[Content]):
             verdict = "clock went back"
         self._newest[camera] = image
         if camera == self.anchor:
-            self.superseded += self._pending is not None
-            self._pending = image
+            if verdict == "clock went back":
+                self._gave_way = 0
+            if self._pending is not None:
+                self.superseded += 1
+                self._gave_way += 1
+            if self._pending is None or self._gave_way <= PATIENT_FRAMES:
+                self._pending = image
         else:
             self._frames_silent[camera] = 0
             buffer = self._buffers[camera]
@@ -142,7 +150,7 @@ class Synchroniser(Generic[Content]):
             )
         if not ego_known and not waited:
             return None
-        self._pending = None
+        self._pending, self._gave_way = None, 0
         for camera in absent:
             self._frames_silent[camera] += 1
         return FrameSet(anchor.stamp_ns, anchor.arrived_s, images, absent)

@@ -469,6 +469,30 @@ def test_two_planners_on_one_topic(drive, bench):
         assert time.monotonic() < end
 
 
+def test_an_activation_that_fails_leaves_nothing_behind(bench, stored_bundle, tmp_path, monkeypatch):
+    (tmp_path / "autoware_planning_msgs").mkdir()  # a package that was not built
+    (tmp_path / "autoware_planning_msgs" / "__init__.py").touch()
+    monkeypatch.setitem(bench.environment, "PYTHONPATH", f"{bench.environment['PYTHONPATH']}:{tmp_path}")
+    node = bench.start(
+        "ros_nodes.planner_node",
+        "vla_planner",
+        "-r",
+        "__ns:=/unbuilt",
+        bundle=str(stored_bundle.path),
+        warmup_runs=1,
+        budget=0.6,
+    )
+    node.name = "/unbuilt/vla_planner"
+    assert node.transition("configure"), node.log
+    for _ in range(2):
+        assert not node.transition("activate")
+    bench.until(lambda: node.log.count("activate failed") == 2, "the reason")
+    assert "autoware_planning_msgs" in node.log
+    bench.until(lambda: not bench.node.count_publishers("/unbuilt/planner/path"), "its publishers to go")
+    assert node.transition("cleanup") and node.transition("configure")
+    assert node.interrupt() == 0
+
+
 def test_the_documentation_lists_every_parameter(repository):
     text = (repository / "docs" / "ros.md").read_text()
     for parameter in PARAMETERS:

@@ -63,6 +63,30 @@ def test_a_dead_camera_costs_no_time_until_it_is_back(synchroniser):
     assert synchroniser.take(5.02, True).absent == {}
 
 
+def test_front_images_that_come_faster_than_the_wait_do_not_starve(synchroniser):
+    given = []
+    for step in range(60):
+        now_s = step * 0.02  # the wait is 30 ms
+        synchroniser.add("LEFT", step * 20 * MS, "left", now_s)
+        synchroniser.add("FRONT", step * 20 * MS, "front", now_s)
+        for later_s in (0.0, 0.005, 0.015):
+            if frame := synchroniser.take(now_s + later_s, True):
+                given.append((step, frame))
+    assert [frame.absent for _, frame in given] == [{"RIGHT": "never arrived"}] * len(given)
+    assert given[0][0] <= 5, "the first frame waits for no more than a few others"
+    assert given[-1][0] == 59 and len(given) >= 45, "then nobody waits for the dead camera"
+    assert synchroniser.superseded == 60 - len(given)
+
+
+def test_front_images_that_come_too_fast_do_not_hide_that_there_is_no_odometry(synchroniser):
+    given = 0
+    for step in range(60):
+        for camera in ("LEFT", "RIGHT", "FRONT"):
+            synchroniser.add(camera, step * 20 * MS, "", step * 0.02)
+        given += synchroniser.take(step * 0.02, False) is not None
+    assert given >= 10
+
+
 def test_the_newest_front_image_wins(synchroniser):
     for stamp in (100, 200, 300):
         synchroniser.add("FRONT", stamp * MS, str(stamp), 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 
@@ -90,6 +91,8 @@ def measure_latencies(
 ) -> BucketLatencies:
     """Warm every bucket up and time it; the least of several runs is the undisturbed time.
 
+    Buckets take turns, so that what disturbs for a while does not slow all runs of one of them.
+
     Args:
         planner: whose buckets to run.
         frame: any frame it can plan.
@@ -103,10 +106,13 @@ def measure_latencies(
         InputError: the planner cannot take the frame.
         PlanError: a bucket's answer is no plan.
     """
-    least = {}
-    for bucket in planner.recipe.buckets:
+    buckets = [bucket.name for bucket in planner.recipe.buckets]
+    for bucket in buckets:
         if progress is not None:
-            progress(bucket.name)
-        planner.plan_in_bucket(frame, bucket.name)
-        least[bucket.name] = min(rest_ms(planner.plan_in_bucket(frame, bucket.name)) for _ in range(runs))
+            progress(bucket)
+        planner.plan_in_bucket(frame, bucket)
+    least = dict.fromkeys(buckets, math.inf)
+    for _ in range(runs):
+        for bucket in buckets:
+            least[bucket] = min(least[bucket], rest_ms(planner.plan_in_bucket(frame, bucket)))
     return BucketLatencies(planner.recipe, least)
