@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from functools import partial
@@ -35,6 +36,7 @@ TOPICS = (
 
 PARAMETERS = (
     Parameter("out", "", "Directory to write; it must not exist yet."),
+    Parameter("keep_free_mb", 256.0, "The recording ends, whole, when the disk has less left.", 0.0, 1e6),
     Parameter("topics", ",".join(TOPICS), "Names with commas; relative ones follow namespace and remaps."),
 )
 
@@ -51,6 +53,13 @@ class Recorder(Node):
         out = Path(settings["out"])
         if not settings["out"] or out.exists():
             raise InputError(f"parameter out is {settings['out']!r}; give a directory that is not there yet")
+        self._keep_free_mb = settings["keep_free_mb"]
+        free_mb = _free_mb(out)
+        if free_mb < self._keep_free_mb:
+            raise InputError(
+                f"the disk of {out} has {free_mb:.0f} MB left; keep_free_mb is {self._keep_free_mb:g}: "
+                "make room, or record elsewhere"
+            )
         self.done = False
         self._wanted = [name.strip() for name in settings["topics"].split(",") if name.strip()]
         self._counts: dict[str, int] = {}
@@ -66,6 +75,13 @@ class Recorder(Node):
         self.get_logger().info(f"{total} messages of {len(self._counts)} topics in {self._out}")
 
     def _look(self) -> None:
+        free_mb = _free_mb(self._out)
+        if free_mb < self._keep_free_mb:
+            self.get_logger().error(
+                f"the disk of {self._out} has {free_mb:.0f} MB left, keep_free_mb is {self._keep_free_mb:g}: "
+                "the recording ends here"
+            )
+            self.done = True
         for name in list(self._wanted):
             publishers = self.get_publishers_info_by_topic(self.resolve_topic_name(name))
             if publishers:
@@ -93,6 +109,11 @@ class Recorder(Node):
     def _on_message(self, connection: Any, content: bytes) -> None:
         self._bag.write(connection, time.time_ns(), content)
         self._counts[connection.topic] += 1
+
+
+def _free_mb(out: Path) -> float:
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free / 1e6
 
 
 def _open_bag(out: Path) -> tuple[Any, Any]:

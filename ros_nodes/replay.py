@@ -1,8 +1,8 @@
 """A recorded drive planned again, plan by plan; knows no ROS and needs none.
 
 Messages are read in the order they came. When a plan's status comes up, all that the planner knew has passed
-by: its images, odometry, acceleration and command. The frame is put together anew and planned in the recorded
-bucket.
+by, and what came while it planned: images, odometry and acceleration go by their stamps, the command is the
+one that the status names. The frame is put together anew and planned in the recorded bucket.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ def _repeat(
     try:
         if values.get("filled"):
             raise InputError(f"its {values['filled']} had no image of its own")
-        if known.command is None:
+        command = Command(values["command"]) if values.get("command") else known.command
+        if command is None:
             raise InputError("no command was recorded before it")
         images = {}
         for camera, kept in known.images.items():
@@ -140,7 +141,7 @@ def _repeat(
                 raise InputError(f"no image of {camera} was recorded for it")
             images[camera] = image_of(camera, near[1])
         ego = known.ego.at(recorded.stamp_ns)
-        again = plan(Frame(images, ego, known.command, stamp_s=recorded.stamp_ns / 1e9), result.bucket)
+        again = plan(Frame(images, ego, command, stamp_s=recorded.stamp_ns / 1e9), result.bucket)
     except VlaError as error:
         return Replayed(result.stamp_ns, result.bucket, result.recorded_ms, problem=str(error))
     apart = np.full(1, np.inf)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2: pip install '.[ros-test]' or source ROS")
@@ -13,18 +18,95 @@ pytest.importorskip("rosbags", reason="needs rosbags: pip install '.[record]'")
 pytestmark = pytest.mark.ros
 
 from nav_msgs.msg import Odometry
+from rclpy.parameter import Parameter
 from rosbags.highlevel import AnyReader
 from std_msgs.msg import String
 
+from ros_nodes import replay as replaying
 from ros_nodes import topics
-from ros_nodes.messages import stamp_ns_of, time_message
+from ros_nodes.messages import diagnostics_message, path_message, stamp_ns_of, time_message
+from ros_nodes.recording import Recorder
+from vla_autoprune.errors import InputError
+from vla_autoprune.frame import WAYPOINT_TIMES_S, Command, Frame, Plan
+
+MS = 1_000_000
+PLAN = Plan(np.ones((6, 3), np.float32), WAYPOINT_TIMES_S, "", "full", None, (), (), 1.0, 1.0, {"total": 1.0})
 
 
-def cli(bench, *arguments: str) -> subprocess.Popen[str]:
+def cli(bench, *arguments: str, cwd: Path | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "vla_autoprune.cli", *arguments]
     return subprocess.Popen(
-        command, env=bench.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=bench.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd
     )
+
+
+def test_a_disk_that_fills_up_ends_the_recording_while_it_can_be_closed(bench, monkeypatch) -> None:
+    out = bench.folder / "2026"
+    used = shutil.disk_usage(bench.folder)
+    publisher = bench.node.create_publisher(String, "/full/command", topics.latched_qos())
+    publisher.publish(String(data="left"))
+    recorder = Recorder(
+        context=bench.context,
+        namespace="/full",
+        parameter_overrides=[Parameter("out", value=str(out)), Parameter("keep_free_mb", value=1.0)],
+    )
+    bench.executor.add_node(recorder)
+    try:
+        bench.spin(1.0)
+        assert not recorder.done
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: used._replace(free=999_999))
+        bench.until(lambda: recorder.done, "the end")
+        recorder.finish()
+    finally:
+        bench.executor.remove_node(recorder)
+        recorder.destroy_node()
+    with AnyReader([out]) as reader:
+        assert reader.message_count == 1
+    with pytest.raises(InputError, match="has 1 MB left; keep_free_mb is 1"):
+        Recorder(
+            context=bench.context,
+            parameter_overrides=[Parameter("out", value=f"{out}b"), Parameter("keep_free_mb", value=1.0)],
+        )
+
+
+def test_a_directory_may_be_named_like_a_number(bench) -> None:
+    recorder = cli(bench, "record", "20261231", cwd=bench.folder)
+    try:
+        bench.until((bench.folder / "20261231").is_dir, "the recording")
+    finally:
+        recorder.send_signal(signal.SIGINT)
+        said, _ = recorder.communicate(timeout=20)
+    assert recorder.returncode == 0, said
+
+
+def test_the_command_of_a_plan_is_the_one_it_was_made_with(monkeypatch) -> None:
+    def message(stamp_ns: int = 0, **fields: Any) -> SimpleNamespace:
+        return SimpleNamespace(header=SimpleNamespace(stamp=time_message(stamp_ns)), **fields)
+
+    path = path_message(PLAN, MS)
+    values = {"bucket": "full", "command": "left", "total_ms": 1.0}
+    status = diagnostics_message(MS, "frame", "ok", "", values)
+    odometry = Odometry()
+    odometry.header.stamp = time_message(MS)
+    image = message(MS, data=np.zeros(12, np.uint8), encoding="rgb8", width=2, height=2, step=6)
+    recorded = [
+        ("/command", message(data="left")),
+        ("/camera/cam_front/image", image),
+        ("/odometry", odometry),
+        ("/command", message(data="right")),  # came while it planned
+        ("/planner/path", path),
+        ("/planner/status", status),
+    ]
+    monkeypatch.setattr(replaying, "_messages", lambda _: iter(recorded))
+    commands = []
+
+    def plan(frame: Frame, _: str) -> Plan:
+        commands.append(frame.command)
+        return PLAN
+
+    again = list(replaying.replay(Path("drive"), ("CAM_FRONT",), plan))
+    assert [item.problem for item in again] == [""] and again[0].difference_m < 1e-6
+    assert commands == [Command.LEFT]
 
 
 def test_latched_and_best_effort_publishers_are_recorded(bench) -> None:

@@ -52,7 +52,8 @@ def record(
             f"{error.name} is not there; source a ROS 2, or pip install 'vla_autoprune[ros-test]'"
         ) from error
 
-    arguments = ["--ros-args", "-p", f"out:={out}", "-r", f"__ns:={namespace}"]
+    quoted = json.dumps(str(out), ensure_ascii=False)  # else YAML takes 20260131 for a number
+    arguments = ["--ros-args", "-p", f"out:={quoted}", "-r", f"__ns:={namespace}"]
     sys.exit(run_program(Recorder, arguments))
 
 
