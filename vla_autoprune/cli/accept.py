@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vla_autoprune.cli import app
@@ -102,5 +103,5 @@ def _print(result: Acceptance, out: Path) -> None:
     console.print(table)
     for check in result.checks:
         mark = "[green]ok[/]   " if check.passed else "[bold red]fails[/]"
-        console.print(f"{mark} {check.name}: {check.seen}", highlight=False)
-    console.print(f"[bold]{out}[/]: {result.backend} on {result.device}", highlight=False)
+        console.print(f"{mark} {escape(f'{check.name}: {check.seen}')}", highlight=False)
+    console.print(f"[bold]{escape(str(out))}[/]: {result.backend} on {result.device}", highlight=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vla_autoprune.cli import app
@@ -107,7 +108,7 @@ def print_engines(built: BuiltEngines, bundle: Bundle) -> None:
     size = sum(record.bytes for record in built.records)
     weights = sum(file.bytes for file in bundle.manifest.files if file.role == "weights")
     console.print(
-        f"[bold]{built.folder}[/]: {size / 2**20:.1f} MiB of engines for {weights / 2**20:.1f} MiB of "
-        f"weights, {built.gpu}, TensorRT {built.records[0].tensorrt_version}",
+        f"[bold]{escape(str(built.folder))}[/]: {size / 2**20:.1f} MiB of engines for "
+        f"{weights / 2**20:.1f} MiB of weights, {built.gpu}, TensorRT {built.records[0].tensorrt_version}",
         highlight=False,
     )

@@ -91,11 +91,11 @@ def calibrate(
 ) -> None:
     """Choose from data which frames keep their tokens longer, and write the pruning recipe.
 
-    Every frame is planned in every bucket; per budget, the mapping from complexity
-    to slope with the smallest distance to the expert is fitted, its sign included,
-    and judged on held-out scenes against one fixed slope and shuffled
-    complexities. A budget where it does not beat both gets the fixed slope. The
-    measurements go beside the recipe.
+    Every frame is planned in every bucket; per budget, the mapping from
+    complexity to slope with the smallest distance to the expert is fitted, its
+    sign included, and judged on held-out scenes against one fixed slope and
+    shuffled complexities. A budget where it does not beat both gets the fixed
+    slope. The measurements go beside the recipe.
 
     Example, after vla-autoprune synth --scenes 40: vla-autoprune calibrate --data out/synth
     """
@@ -151,7 +151,8 @@ def calibrate(
     console = Console(soft_wrap=True)
     _print(console, measured, fits, mappings)
     console.print(
-        f"wrote {out} and the measurements, {record}; look at it with: vla-autoprune recipe show {out}"
+        f"wrote {out} and the measurements, {record}; look at it with: vla-autoprune recipe show {out}",
+        markup=False,
     )
 
 

@@ -47,8 +47,8 @@ def demo(
          "--out", report.parent)
     console = Console(soft_wrap=True)
     console.print(f"\nall of it took {time.monotonic() - started:.0f} s")
-    console.print(f"picture of one plan: {out / 'predict' / 'picture.png'}", highlight=False)
-    console.print(f"[bold]report: {report}[/]", highlight=False)
+    console.print(f"picture of one plan: {out / 'predict' / 'picture.png'}", markup=False, highlight=False)
+    console.print(f"report: {report}", style="bold", markup=False, highlight=False)
 
 
 def _run(what: str, *command: object) -> None:

@@ -100,7 +100,7 @@ def estimate(
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(json_file, (json.dumps(_document(found, lines), indent=1) + "\n").encode())
-        console.print(f"wrote {json_file}", highlight=False)
+        console.print(f"wrote {json_file}", markup=False, highlight=False)
 
 
 def _recipe(path: Path) -> PruningRecipe:

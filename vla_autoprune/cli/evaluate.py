@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from vla_autoprune.cli import app
 from vla_autoprune.cli.evaluation_table import print_evaluation
@@ -272,7 +273,8 @@ def evaluate(
     if run is not None:
         run.close()
     print_evaluation(result)
-    Console(soft_wrap=True).print(f"wrote {', '.join(str(path) for path in written)}", highlight=False)
+    wrote = f"wrote {', '.join(str(path) for path in written)}"
+    Console(soft_wrap=True).print(wrote, markup=False, highlight=False)
 
 
 @dataclass(frozen=True)
@@ -379,7 +381,9 @@ def _score_files(
 
     there = set(predictions.covered(read, samples.tokens, allow_missing))
     for each in read:
-        console.print(f"{each.path}: {len(each.waypoints)} plans, {each.read_as}, frame {each.frame}")
+        console.print(
+            escape(f"{each.path}: {len(each.waypoints)} plans, {each.read_as}, frame {each.frame}")
+        )
     places = [index for index, token in enumerate(samples.tokens) if token in there]
     predictions.check_frames(read, samples, places)
     records = [
@@ -426,5 +430,8 @@ def _record(scene: str, samples: NuScenesSplit, planned: _Planned, variant: Vari
 
 
 def _progress(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+    if not total:
+        yield from items
+        return
     with progress_bar() as progress:
         yield from progress.track(items, description=what, total=total)

@@ -55,6 +55,7 @@ def print_evaluation(result: EvaluationSummary) -> None:
                 f"{variant.name}: {variant.failed_plans} of {conditions.samples} plans failed and are scored "
                 f"standing still, the first because {variant.first_failure}",
                 style="red",
+                markup=False,
                 highlight=False,
             )
     for sentence in headlines(result):

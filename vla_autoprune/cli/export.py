@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from vla_autoprune.cli import app
 from vla_autoprune.cli.options import DECODER, MODEL, PROMPT, TargetName, require_directory
@@ -91,7 +92,8 @@ def export(
     chosen = _recipe(recipe, opened, adapter)
     if not overwrite and _is_current(out, chosen, operators, text_files(vla)):
         console.print(
-            f"{out} is already the bundle of this model, recipe and opset; --overwrite exports it again"
+            f"{out} is already the bundle of this model, recipe and opset; --overwrite exports it again",
+            markup=False,
         )
         return
     with progress_bar() as progress:
@@ -146,8 +148,9 @@ def _is_current(out: Path, recipe: PruningRecipe, opset: int, texts: Mapping[str
 def _print_result(console: Console, bundle: Bundle, report: ParityReport, lint: LintReport) -> None:
     size = sum(entry.bytes for entry in bundle.manifest.files) / 2**20
     console.print(
-        f"[bold]{bundle.path}[/]: {len(bundle.graphs)} graphs, {len(bundle.recipe.buckets)} buckets, "
-        f"{size:.1f} MiB, opset {bundle.manifest.options.opset}, id {bundle.manifest.bundle_id[:12]}"
+        f"[bold]{escape(str(bundle.path))}[/]: {len(bundle.graphs)} graphs, "
+        f"{len(bundle.recipe.buckets)} buckets, {size:.1f} MiB, "
+        f"opset {bundle.manifest.options.opset}, id {bundle.manifest.bundle_id[:12]}"
     )
     console.print(
         f"parity: {report.comparisons} comparisons, {report.ties} ties; "

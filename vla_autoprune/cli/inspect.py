@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vla_autoprune.cli import app
@@ -43,8 +44,8 @@ def inspect(
     manifest, recipe = loaded.manifest, loaded.recipe
     model = recipe.model
     console.print(
-        f"[bold]{bundle}[/]: bundle version {manifest.bundle_version}, id {manifest.bundle_id[:12]}, "
-        f"opset {manifest.options.opset}\n"
+        f"[bold]{escape(str(bundle))}[/]: bundle version {manifest.bundle_version}, "
+        f"id {manifest.bundle_id[:12]}, opset {manifest.options.opset}\n"
         f"model {model.id}: {model.layers} layers of width {model.hidden}, {model.heads} heads over "
         f"{model.kv_heads} of keys; weights {manifest.weights_sha256[:12]}\n"
         f"prompt: {len(recipe.layout.cameras)} cameras, {recipe.layout.visual_tokens} visual and "

@@ -138,7 +138,8 @@ def score(
             "traffic is replayed from the log: do not compare with that leaderboard",
             style="yellow",
         )
-    Console(soft_wrap=True).print(f"wrote {out / 'results.json'} and {out / 'scores.png'}", highlight=False)
+    wrote = f"wrote {out / 'results.json'} and {out / 'scores.png'}"
+    Console(soft_wrap=True).print(wrote, markup=False, highlight=False)
 
 
 @navsim.command()
@@ -165,6 +166,7 @@ def convert(
     kinds = ", ".join(f"{devkits.count(devkit)} of {devkit}" for devkit in sorted(set(devkits)))
     Console(soft_wrap=True).print(
         f"wrote {len(devkits)} scenes ({kinds}) to {out}" if jobs else f"all scenes are in {out} already",
+        markup=False,
         highlight=False,
     )
     if unreadable:
@@ -279,7 +281,8 @@ def nuscenes(
     write_whole(out / "scores.png", picture)
     rows = {name: runs.means(each, PDMS_NUSCENES)["all frames"] for name, each in results.items()}
     _print(rows, PDMS_NUSCENES, title, [frame for _, _, frame in lowest])
-    Console(soft_wrap=True).print(f"wrote {out / 'results.json'} and {out / 'scores.png'}", highlight=False)
+    wrote = f"wrote {out / 'results.json'} and {out / 'scores.png'}"
+    Console(soft_wrap=True).print(wrote, markup=False, highlight=False)
 
 
 def _share(

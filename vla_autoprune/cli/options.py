@@ -185,11 +185,7 @@ def require_directory(option: str, path: Path) -> None:
     Raises:
         InputError: it or something above it is a file, or may not be written to.
     """
-    there = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise InputError(f"{option} {path}: {there} is a file; give a directory, new or existing")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{option} {path}: {there} may not be written to; give another directory")
+    _require_writable(option, path, path)
 
 
 def require_file(option: str, path: Path) -> None:
@@ -200,4 +196,12 @@ def require_file(option: str, path: Path) -> None:
     """
     if path.is_dir():
         raise InputError(f"{option} {path} is a directory; give the name of a file")
-    require_directory(option, path.parent)
+    _require_writable(option, path, path.parent)
+
+
+def _require_writable(option: str, given: Path, folder: Path) -> None:
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise InputError(f"{option} {given}: {there} is a file; give a directory, new or existing")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{option} {given}: {there} may not be written to; give another directory")

@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vla_autoprune.cli import app
@@ -184,4 +185,4 @@ def _print(plan: Plan, out: Path) -> None:
     )
     for flag in plan.flags:
         console.print(f"note: {flag}", style="yellow")
-    console.print(f"wrote {out / 'waypoints.json'} and {out / 'picture.png'}")
+    console.print(escape(f"wrote {out / 'waypoints.json'} and {out / 'picture.png'}"))

@@ -9,6 +9,7 @@ import typer
 from rich.box import SIMPLE
 from rich.columns import Columns
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -72,7 +73,7 @@ def show(
         style="dim",
     )
     if png is not None:
-        console.print(f"wrote {png}", soft_wrap=True, highlight=False)
+        console.print(escape(f"wrote {png}"), soft_wrap=True, highlight=False)
 
 
 @recipe_app.command()
@@ -83,8 +84,8 @@ def check(file: Path = _FILE) -> None:
     """
     recipe = _read(file)
     Console().print(
-        f"[green]ok[/] {file}: {recipe.form} recipe for {recipe.model.id}, {len(recipe.buckets)} buckets, "
-        f"sha256 {recipe.sha256[:16]}…",
+        f"[green]ok[/] {escape(str(file))}: {recipe.form} recipe for {recipe.model.id}, "
+        f"{len(recipe.buckets)} buckets, sha256 {recipe.sha256[:16]}…",
         highlight=False,
         soft_wrap=True,
     )
@@ -97,7 +98,7 @@ def _read(file: Path) -> PruningRecipe:
 def _print_heading(console: Console, recipe: PruningRecipe, file: Path) -> None:
     model, layout = recipe.model, recipe.layout
     stages = " | ".join(f"{layers.start}-{layers.stop - 1}" for layers in recipe.stages)
-    console.print(f"[bold]{file}[/]", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(str(file))}[/]", highlight=False, soft_wrap=True)
     console.print(
         f"recipe: {recipe.form}, sha256 {recipe.sha256[:16]}…\n"
         f"model:  {model.id}, {model.layers} layers, hidden {model.hidden}, {model.heads} heads, "

@@ -101,7 +101,7 @@ def replay(
         write_whole(out, (json.dumps([asdict(plan) for plan in plans], indent=1) + "\n").encode())
     faults = _judge(console, plans, tolerance_m, max_slowdown)
     for fault in faults:
-        console.print(f"[red]{fault}[/]", highlight=False)
+        console.print(fault, style="red", markup=False, highlight=False)
     raise typer.Exit(1 if faults else 0)
 
 

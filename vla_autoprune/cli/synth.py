@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vla_autoprune.cli import app
@@ -92,7 +93,8 @@ def synth(
     dataset = write_dataset(out, options, workers=workers, overwrite=overwrite)
 
     record, console = dataset.record, Console(soft_wrap=True)
-    table = Table(title=f"{out} ({VERSION}){', as it was' if dataset.reused else ''}", title_justify="left")
+    title = f"{out} ({VERSION}){', as it was' if dataset.reused else ''}"
+    table = Table(title=escape(title), title_justify="left")
     for column in ("split", "drives", "kinds"):
         table.add_column(column)
     for split in ("train", "calibration", "val"):

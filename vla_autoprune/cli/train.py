@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from vla_autoprune.cli import app
 from vla_autoprune.cli.options import comma_list, gathered, refuse, require_directory
@@ -112,9 +113,10 @@ def train(
 ) -> None:
     """Train the small driving VLA; stop and go on at any time.
 
-    Makes scenes of the synthetic world with worker processes (kept in the cache), trains in three stages
-    (vision tower, front camera, six cameras with pruning inside the decoder) and judges the result on
-    held-out scenes against constant velocity and against itself with grey images. OUT/model is what the
+    Makes scenes of the synthetic world with worker processes (kept in the
+    cache), trains in three stages (vision tower, front camera, six cameras with
+    pruning inside the decoder) and judges the result on held-out scenes against
+    constant velocity and against itself with grey images. OUT/model is what the
     other commands take, OUT/training.json and OUT/curves.png say how it went.
 
     A first try, a few minutes: [bold]vla-autoprune train --out out/try --scenes 1000 --effort 0.03[/]
@@ -173,12 +175,12 @@ def train(
         f"and {held_out} to judge by, {options.batch} a step, on {where}"
     )
     if trainer.resume():
-        console.print(f"going on from {trainer.checkpoint}")
+        console.print(escape(f"going on from {trainer.checkpoint}"))
     if trainer.run(max_minutes=max_minutes, evaluations=evaluations):
         trainer.finish(rank_tests)
-        console.print(f"model in {out / 'model'}, figures in {out / 'training.json'}")
+        console.print(escape(f"model in {out / 'model'}, figures in {out / 'training.json'}"))
     else:
-        console.print(f"time is up; the same command goes on from {trainer.checkpoint}")
+        console.print(escape(f"time is up; the same command goes on from {trainer.checkpoint}"))
 
 
 def _device(device: Device) -> torch.device:

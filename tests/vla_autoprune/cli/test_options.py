@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -45,8 +46,19 @@ def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
             require_directory("--out", path)
     with pytest.raises(InputError, match="is a directory; give the name of a file"):
         require_file("--out", tmp_path)
-    with pytest.raises(InputError, match="file is a file"):
+    with pytest.raises(InputError, match=r"--out .*recipe\.json: .*file is a file"):
         require_file("--out", tmp_path / "file" / "recipe.json")
+
+
+def test_paths_with_brackets_are_printed_as_they_are(tmp_path: Path) -> None:
+    folder = tmp_path / "drive [" / "b]"
+    folder.mkdir(parents=True)
+    recipe = Path(__file__).parents[2] / "data" / "tiny_bundle" / "recipe.json"
+    shutil.copy(recipe, folder / "[bold].json")
+    for command in ("check", "show"):
+        done = CliRunner().invoke(app, ["recipe", command, str(folder / "[bold].json")])
+        assert done.exit_code == 0, done.exception
+        assert "drive [/b]/[bold].json" in done.output
 
 
 def test_the_policies_are_those_of_the_planner() -> None:
