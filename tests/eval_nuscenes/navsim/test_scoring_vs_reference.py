@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval_nuscenes.navsim.scene import PACIFICA, PlannedPath, box_corners
+from eval_nuscenes.navsim.scene import PACIFICA, PlannedPath, Tracks, box_corners
 from eval_nuscenes.navsim.scoring import (
     EC,
     EP,
@@ -22,9 +22,11 @@ from eval_nuscenes.navsim.scoring import (
     classify_contact,
     is_ahead,
     is_behind,
+    judge,
     progress_score,
     score_plan,
 )
+from eval_nuscenes.navsim.simulation import STATE, VX
 from vla_autoprune.errors import InputError
 
 OFFICIAL = {"no_at_fault_collision": NC, "time_to_collision": TTC}
@@ -132,6 +134,20 @@ def test_progress_is_a_share_only_where_someone_gets_further_than_five_metres(go
         assert progress(metric, 8.0, 4.0) == 1.0
     assert (progress(PDMS, 4.0, 4.9, rule=0.0), progress(EPDMS, 4.0, 4.9, rule=0.0)) == (0.0, 1.0)
     assert (progress(PDMS, 4.0, 8.0, rule=0.5), progress(EPDMS, 4.0, 8.0, rule=0.5)) == (0.25, 0.5)
+
+
+def test_a_car_that_stands_comes_near_no_one(golden: Any) -> None:
+    scene = golden.scene(golden.case("cv")["scene"], "v1")
+    x, y, heading = scene.ego.pose
+    ahead = 4.049 + 2.0 - 0.1  # a box of 4 m that the front bumper reaches into
+    box = [x + ahead * np.cos(heading), y + ahead * np.sin(heading), heading, 4.0, 2.0]
+    tracks = Tracks(("ahead",), ("vehicle",), np.full((1, 51, 5), box), np.array([5.0]))
+    states = np.zeros((2, 41, len(STATE)))
+    states[..., :3] = scene.ego.pose
+    states[..., VX] = [[0.004], [0.006]]
+    standing, creeping = judge(replace(scene, tracks=tracks), states)
+    assert (standing.sub_scores[TTC], creeping.sub_scores[TTC]) == (1.0, 0.0)
+    assert standing.sub_scores[NC] == creeping.sub_scores[NC] == 1.0  # whoever stands is not at fault
 
 
 @pytest.mark.parametrize("devkit", ["v1", "v2"])
