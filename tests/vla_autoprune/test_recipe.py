@@ -332,3 +332,23 @@ def test_curves_can_be_drawn(recipe: PruningRecipe, tmp_path: Path) -> None:
         refused = runner.invoke(app, ["recipe", "show", str(tmp_path), "--png", str(bad)])
         assert why in str(refused.exception)
         assert refused.output == ""
+
+
+def test_the_published_counter_gives_the_published_work_of_llava() -> None:
+    """23.2 % at "64 of 576" for LLaVA-1.5-7B with 71 text tokens around the image; 82 are computed."""
+    llava = ModelShape(
+        id="llava-1.5-7b", weights_sha256="0" * 64, layers=32, hidden=4096, heads=32, kv_heads=32, ffn=11008
+    )
+    segments = (("text", 35), ("visual", "CAM_FRONT", 576), ("text", 36))
+    recipe = build_recipe(
+        llava,
+        PromptLayout(segments=segments, image_size=(336, 336)),
+        decode_length=12,
+        form="reference",
+        budgets=(64 / 576,),
+        slopes=(0.4,),
+    )
+    bucket = recipe.buckets[1]
+    assert published_work_fraction(recipe, bucket) == pytest.approx(0.232, abs=5e-4)
+    assert np.mean(bucket.visual_tokens_into_layers) == pytest.approx(81.94, abs=0.01)
+    assert bucket.work_fraction == pytest.approx(0.2344, abs=5e-4)  # causal

@@ -46,6 +46,13 @@ class Reduction(str, Enum):
     MAX = "max"
 
 
+class Encoder(str, Enum):
+    """The vision tower's own ranking of patches."""
+
+    CLS = "cls"
+    RECEIVED = "received"
+
+
 @app.command()
 def calibrate(
     data: Path = typer.Option(
@@ -77,7 +84,22 @@ def calibrate(
         "--encoder-weight",
         min=0,
         max=1000,
-        help="Weight of the tower's \\[CLS] attention at the first point.",
+        help="Weight of the vision tower's own score at the first point.",
+    ),
+    encoder: Encoder = typer.Option(
+        Encoder.CLS,
+        "--encoder",
+        help="That score: attention of the \\[CLS] row, or attention that patches receive, which every tower "
+        "has.",
+    ),
+    encoder_layer: int | None = typer.Option(
+        None, "--encoder-layer", min=0, help="Tower layer it is read from; default: the features' layer."
+    ),
+    floors: str | None = typer.Option(
+        None,
+        "--camera-floors",
+        metavar="CAMERA=N,…",
+        help="Visual tokens of these cameras that survive to the last stage, at least.",
     ),
     recovery: bool = typer.Option(False, "--recovery", help="Merge part of the dropped tokens."),
     keep_mapping: bool = typer.Option(
@@ -115,6 +137,8 @@ def calibrate(
     with gathered(faults):
         after = None if points is None else comma_list("--points", points, int, "1,3,5", "layers")
     with gathered(faults):
+        kept_first = {} if floors is None else _floors(floors)
+    with gathered(faults):
         opened = open_model(model, prompt, decoder)
     refuse(faults)
     vla = opened.vla
@@ -123,11 +147,18 @@ def calibrate(
     options: dict[str, Any] = {
         "budgets": shares,
         "pruning_points": after,
-        "scorer": Scorer(reduction=reduction.value, encoder_weight=encoder_weight),
+        "scorer": Scorer(
+            reduction=reduction.value,
+            encoder_weight=encoder_weight,
+            encoder=encoder.value,
+            encoder_layer=encoder_layer,
+        ),
+        "camera_floors": kept_first,
         "recovery": recovery,
         "decode_length": vla.codec.length,
     }
     _check_recipe_options(shape, layout, steps, options)
+    adapter.tower(layout, options["scorer"])  # refuses a score that this tower does not give
     provisional = build_recipe(shape, layout, slopes=steps, **options)
 
     samples = NuScenesSplit(data, version, split, command_source.value, limit)
@@ -161,6 +192,14 @@ def _share(text: str) -> float:
     if not 0 < value < 1:
         raise ValueError(text)
     return value
+
+
+def _floors(text: str) -> dict[str, int]:
+    def pair(entry: str) -> tuple[str, int]:
+        camera, count = entry.split("=")
+        return camera.strip(), int(count)
+
+    return dict(comma_list("--camera-floors", text, pair, "CAM_FRONT=24,CAM_BACK=6", "CAMERA=N"))
 
 
 def _slopes(text: str | None) -> list[float]:

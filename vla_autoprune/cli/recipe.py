@@ -17,7 +17,7 @@ from vla_autoprune.cli import app
 from vla_autoprune.cli.options import require_file
 from vla_autoprune.errors import InputError
 from vla_autoprune.files import write_whole
-from vla_autoprune.pruning.work import kv_mib
+from vla_autoprune.pruning.work import kv_mib, prefill_flops
 from vla_autoprune.recipe import (
     FULL,
     Bucket,
@@ -25,6 +25,7 @@ from vla_autoprune.recipe import (
     coarsening_error,
     published_work_fraction,
     read_recipe,
+    rows_into_layers,
 )
 
 Cell = Callable[[Bucket], str]
@@ -43,12 +44,16 @@ _FILE = typer.Argument(..., metavar="FILE", help="Recipe JSON, or a bundle direc
 def show(
     file: Path = _FILE,
     png: Path | None = typer.Option(None, "--png", help="Also draw the retention curves into this PNG file."),
+    layers_of: str | None = typer.Option(
+        None, "--layers", metavar="BUCKET", help="Also print tokens, FLOPs and KV cache of each layer."
+    ),
 ) -> None:
     """Print every bucket's token counts, work and KV cache, and draw its retention curve.
 
     Example: vla-autoprune recipe show out/bundle --png curves.png
     """
     recipe = _read(file)
+    bucket = None if layers_of is None else recipe.bucket(layers_of)
     if png is not None:
         if png.suffix.lower() != ".png":
             raise InputError(f"--png {png}: the name must end in .png")
@@ -72,6 +77,8 @@ def show(
         "coarse: mean distance from pruning after every layer, in tokens over V.",
         style="dim",
     )
+    if bucket is not None:
+        console.print(_layer_table(recipe, bucket))
     if png is not None:
         console.print(escape(f"wrote {png}"), soft_wrap=True, highlight=False)
 
@@ -106,10 +113,42 @@ def _print_heading(console: Console, recipe: PruningRecipe, file: Path) -> None:
         f"prompt: {layout.visual_tokens} visual tokens from {len(layout.cameras)} cameras, "
         f"{layout.text_tokens} text tokens, {recipe.decode_length} generated\n"
         f"stages: layers {stages}\n"
-        f"scores: {recipe.scorer.reduction}, encoder weight {recipe.scorer.encoder_weight:g}; "
+        f"scores: {recipe.scorer.reduction}, {_encoder(recipe)}; "
         f"recovery {'on' if recipe.recovery else 'off'}; positions {recipe.positions}",
         highlight=False,
     )
+
+
+def _encoder(recipe: PruningRecipe) -> str:
+    """What the vision tower has to say, and the floors that nothing overrules."""
+    scorer = recipe.scorer
+    told = "no encoder score"
+    if scorer.encoder_weight:
+        layer = "" if scorer.encoder_layer is None else f" of tower layer {scorer.encoder_layer}"
+        told = f"encoder score {scorer.encoder!r}{layer}, weight {scorer.encoder_weight:g}"
+    floors = ", ".join(f"{camera} {count}" for camera, count in recipe.camera_floors.items())
+    return f"{told}; floors {floors}" if floors else told
+
+
+def _layer_table(recipe: PruningRecipe, bucket: Bucket) -> Table:
+    """What enters each decoder layer in a bucket, and what it costs."""
+    table = Table("layer", "visual", "rows", "GFLOPs", "of unpruned", "KV tokens", box=SIMPLE)
+    for column in table.columns:
+        column.justify = "right"
+    whole = prefill_flops(recipe.model, [recipe.layout.length])
+    rows = rows_into_layers(recipe, bucket)
+    for layer, count in enumerate(rows):
+        flops = prefill_flops(recipe.model, [count])
+        table.add_row(
+            str(layer),
+            str(bucket.visual_tokens_into_layers[layer]),
+            str(count),
+            f"{flops / 1e9:.4g}",
+            f"{flops / whole:.1%}",
+            str(bucket.kv_tokens_per_layer[layer]),
+        )
+    table.title = f"{bucket.name}: {prefill_flops(recipe.model, rows) / 1e9:.4g} GFLOPs of prefill"
+    return table
 
 
 def _schedule_columns(recipe: PruningRecipe) -> dict[str, Cell]:

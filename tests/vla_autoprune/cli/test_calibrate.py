@@ -96,3 +96,12 @@ def test_a_budget_gets_the_fitted_mapping_only_where_it_helps(stored_bundle, hel
     taken = {bucket_for(recipe, 0.5, bits).slope for bits in (0.0, 0.5, 1.0)}
     assert taken == (set(slopes) if helps else {fixed})
     assert bucket_for(recipe, 0.5).slope == fixed
+
+
+def test_camera_floors_are_read_and_refused_by_name():
+    from vla_autoprune.cli.calibrate import _floors
+
+    assert _floors("CAM_FRONT=24, CAM_BACK=6") == {"CAM_FRONT": 24, "CAM_BACK": 6}
+    for text in ("CAM_FRONT", "CAM_FRONT=many", "CAM_FRONT=1=2"):
+        with pytest.raises(InputError, match=r"--camera-floors is .*; expected CAMERA=N separated by commas"):
+            _floors(text)
