@@ -6,6 +6,7 @@ Needs the bundle's recorded samples and nothing else. What it finds goes into on
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from engines.verify import Gates, Sample, agree, read_sample, verify_bundle
+from engines.verify import Gates, Sample, VerifyReport, agree, read_sample, verify_bundle
 from vla_autoprune.bundle import Bundle
-from vla_autoprune.errors import ParityError, PlanError
+from vla_autoprune.errors import BackendError, ParityError, PlanError
 from vla_autoprune.frame import FloatArray
 from vla_autoprune.profiling.machine import machine_record
 from vla_autoprune.recipe import Bucket
@@ -25,12 +26,15 @@ from vla_autoprune.runtime.pipeline import Pipeline, Timings
 
 RESULT_VERSION = 1
 
+_PREPARED = "engines, memory and captured programs are made"
 _GROWTH_MIB = 8.0
 """Free device memory may move this much by itself: other processes use the GPU too."""
 
 Progress = Callable[[str, int, int], None]
 MemoryMib = Callable[[], tuple[int, int]]
 """Free and total device memory."""
+Seen = tuple[bool, str]
+"""Whether a check holds, and what was seen."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,8 @@ class Acceptance:
         return all(check.passed for check in self.checks)
 
     def to_json(self) -> str:
-        """The result file."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        """The result file; what is not a number is null."""
+        return json.dumps(_finite(asdict(self)), indent=1, allow_nan=False) + "\n"
 
 
 def accept(
@@ -111,47 +115,89 @@ def accept(
         progress: called with what is done, how far, and how far there is to go.
 
     Returns:
-        The result, failed checks included.
+        The result, failed checks included: what the backend refuses is one, and ends the acceptance.
 
     Raises:
         ParityError: the bundle has no samples.
         BundleError: a sample is not one of this bundle.
     """
     say = progress or (lambda what, done, total: None)
-    gates = Gates()
+    gates, sample = Gates(), _first_sample(bundle)
     before = memory_mib() if memory_mib else (0, 0)
-    report = verify_bundle(bundle, backend, gates, lambda done, total: say("parity", done, total))
-    worst = report.worst
-    checks = [
-        Check(
-            "every stage and answer is the original model's",
-            not report.failed,
-            f"{len(report.agreements)} comparisons, {len(report.failed)} fail; worst is {worst.tensor} of "
-            f"{worst.graph} in {worst.bucket}: 1 - cosine {1 - worst.cosine:.1e}, norm ratio - 1 "
-            f"{worst.norm_ratio - 1:+.1e}",
-        )
-    ]
-    pipeline = Pipeline(bundle, backend)
-    sample = _first_sample(bundle)
-    loaded = memory_mib() if memory_mib else (0, 0)
-    checks += [_captured_is_right(pipeline, sample, gates), _repeats(pipeline, sample)]
-    times, growth = _measure(pipeline, sample, frames, memory_mib, say)
+    checks: list[Check] = []
+    reports: list[VerifyReport] = []
+    times: dict[str, BucketTimes] = {}
+    memory = {"total": float(before[1]), "free_before": float(before[0])}
+    try:
+        pipeline = Pipeline(bundle, backend)
+    except BackendError as error:
+        checks.append(Check(_PREPARED, False, str(error)))
+        return _result(bundle, backend.name, backend.device, engines, checks, memory=memory)
     if memory_mib is not None:
-        checks.append(
-            Check(
-                "device memory does not grow",
-                growth <= _GROWTH_MIB,
-                f"{growth:+.0f} MiB over {frames} frames that change buckets",
-            )
+        memory["free_loaded"] = float(memory_mib()[0])
+
+    def parity() -> Seen:
+        reports.append(
+            verify_bundle(bundle, backend, gates, lambda done, total: say("parity", done, total), pipeline)
         )
-    checks.append(_survives_nan(pipeline, sample, gates))
+        return _seen_in(reports[0])
+
+    def measure() -> Seen:
+        measured, growth = _measure(pipeline, sample, frames, memory_mib, say)
+        times.update(measured)
+        grown = "no device memory to watch" if memory_mib is None else f"{growth:+.0f} MiB"
+        return growth <= _GROWTH_MIB, f"{frames} frames, {grown}"
+
+    todo: list[tuple[str, Callable[[], Seen]]] = [
+        ("every stage and answer is the original model's", parity),
+        ("captured programs give the same answers", lambda: _captured_is_right(pipeline, sample, gates)),
+        ("a frame repeats to the bit", lambda: _repeats(pipeline, sample)),
+        ("frames change buckets, and device memory does not grow", measure),
+        ("a frame of NaN is refused and spoils no other", lambda: _survives_nan(pipeline, sample, gates)),
+    ]
+    for name, look in todo:
+        try:
+            passed, seen = look()
+        except (BackendError, PlanError) as error:
+            checks.append(Check(name, False, str(error)))
+            if isinstance(error, BackendError):
+                break  # whatever else ran now would fail for the same reason
+            continue
+        checks.append(Check(name, passed, seen))
+    return _result(bundle, backend.name, backend.device, engines, checks, reports, times, memory)
+
+
+def not_opened(bundle: Bundle, backend: str, error: BackendError) -> Acceptance:
+    """The result where engines cannot be built or opened.
+
+    Args:
+        bundle: a checked bundle.
+        backend: its name.
+        error: why.
+
+    Returns:
+        A result with one check, which fails.
+    """
+    return _result(bundle, backend, "not opened", (), [Check(_PREPARED, False, str(error))])
+
+
+def _result(
+    bundle: Bundle,
+    backend: str,
+    device: str,
+    engines: Sequence[Mapping[str, Any]],
+    checks: Sequence[Check],
+    reports: Sequence[VerifyReport] = (),
+    times: Mapping[str, BucketTimes] | None = None,
+    memory: Mapping[str, float] | None = None,
+) -> Acceptance:
     manifest = bundle.manifest
     return Acceptance(
         result_version=RESULT_VERSION,
         made=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         machine=machine_record(),
-        backend=backend.name,
-        device=backend.device,
+        backend=backend,
+        device=device,
         bundle={
             "id": manifest.bundle_id,
             "model": bundle.recipe.model.id,
@@ -162,9 +208,18 @@ def accept(
         },
         engines=engines,
         checks=tuple(checks),
-        parity=[asdict(agreement) for agreement in report.worst_of_each()],
-        times=times,
-        memory_mib={"total": before[1], "free_before": before[0], "free_loaded": loaded[0]},
+        parity=[asdict(agreement) for report in reports for agreement in report.worst_of_each()],
+        times=times or {},
+        memory_mib=memory or {},
+    )
+
+
+def _seen_in(report: VerifyReport) -> Seen:
+    worst = report.worst
+    return not report.failed, (
+        f"{len(report.agreements)} comparisons, {len(report.failed)} fail; worst is {worst.tensor} of "
+        f"{worst.graph} in {worst.bucket}: 1 - cosine {1 - worst.cosine:.1e}, norm ratio - 1 "
+        f"{worst.norm_ratio - 1:+.1e}"
     )
 
 
@@ -193,27 +248,26 @@ def _off(pipeline: Pipeline, sample: Sample, bucket: Bucket) -> tuple[float, flo
     return 1 - cosine, abs(ratio - 1)
 
 
-def _captured_is_right(pipeline: Pipeline, sample: Sample, gates: Gates) -> Check:
+def _captured_is_right(pipeline: Pipeline, sample: Sample, gates: Gates) -> Seen:
     """Parity looks between stages, which runs them one by one; vehicles run captured programs."""
     off = {bucket.name: _off(pipeline, sample, bucket) for bucket in pipeline.recipe.buckets}
     passed = all(
         cosine <= 1 - gates.min_cosine and norm <= gates.max_norm_error for cosine, norm in off.values()
     )
     name, (cosine, norm) = max(off.items(), key=lambda item: max(item[1]))
-    seen = f"worst bucket {name}: 1 - cosine {cosine:.1e}, norm ratio off by {norm:.1e}"
-    return Check("captured programs give the same answers", passed, seen)
+    return passed, f"worst bucket {name}: 1 - cosine {cosine:.1e}, norm ratio off by {norm:.1e}"
 
 
-def _repeats(pipeline: Pipeline, sample: Sample) -> Check:
+def _repeats(pipeline: Pipeline, sample: Sample) -> Seen:
     """Same input, same output, whatever ran in between."""
     buckets = pipeline.recipe.buckets
     first = _run(pipeline, sample, buckets[-1], Timings())
     _run(pipeline, sample, buckets[0], Timings())
     difference = float(np.abs(_run(pipeline, sample, buckets[-1], Timings()) - first).max())
-    return Check("a frame repeats to the bit", difference == 0.0, f"logits differ by {difference:.1e}")
+    return difference == 0.0, f"logits differ by {difference:.1e}"
 
 
-def _survives_nan(pipeline: Pipeline, sample: Sample, gates: Gates) -> Check:
+def _survives_nan(pipeline: Pipeline, sample: Sample, gates: Gates) -> Seen:
     """A frame that is not finite is an error, and spoils no other."""
     bucket = pipeline.recipe.buckets[-1]
     pipeline.pixels[:] = np.nan
@@ -222,9 +276,8 @@ def _survives_nan(pipeline: Pipeline, sample: Sample, gates: Gates) -> Check:
         pipeline.prefill(sample.token_ids, sample.length, lambda _: bucket, Timings())
     except PlanError as error:
         cosine, norm = _off(pipeline, sample, bucket)
-        passed = cosine <= 1 - gates.min_cosine and norm <= gates.max_norm_error
-        return Check("a frame of NaN is refused and spoils no other", passed, str(error))
-    return Check("a frame of NaN is refused and spoils no other", False, "it gave an answer")
+        return cosine <= 1 - gates.min_cosine and norm <= gates.max_norm_error, str(error)
+    return False, "it gave an answer"
 
 
 def _measure(
@@ -268,3 +321,12 @@ def _times(rows: list[tuple[dict[str, float], float, bool]], sample: Sample, nam
         after_other_bucket_ms=median([ms["prefill"] for ms, _, same in rows if not same]),
         after_same_bucket_ms=median([ms["prefill"] for ms, _, same in rows if same]),
     )
+
+
+def _finite(value: Any) -> Any:
+    """The same with None where a number is not finite: JSON has no such numbers."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -158,6 +158,7 @@ def verify_bundle(
     backend: Backend,
     gates: Gates | None = None,
     progress: Callable[[int, int], None] | None = None,
+    pipeline: Pipeline | None = None,
 ) -> VerifyReport:
     """Run every recorded sample in every bucket, with the original's tokens fed back.
 
@@ -166,6 +167,7 @@ def verify_bundle(
         backend: runs it.
         gates: what may differ; None takes the defaults.
         progress: called with runs done and to do.
+        pipeline: of this bundle and backend, if there is one already; memory for a second may be lacking.
 
     Returns:
         The comparisons; none failed if the backend computes what the original computed.
@@ -180,7 +182,7 @@ def verify_bundle(
     if not paths:
         raise ParityError(f"{bundle.path} has no recorded samples to compare with; {_ANEW}")
     samples = {path.name: read_sample(path, bundle) for path in paths}
-    pipeline = Pipeline(bundle, backend)
+    pipeline = pipeline or Pipeline(bundle, backend)
     agreements: list[Agreement] = []
     total = len(samples) * len(bundle.recipe.buckets)
     for number, (name, sample) in enumerate(samples.items()):

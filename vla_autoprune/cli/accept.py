@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -20,6 +20,7 @@ from vla_autoprune.cli.build import (
     print_engines,
 )
 from vla_autoprune.cli.options import BackendName, require_file
+from vla_autoprune.errors import BackendError
 from vla_autoprune.files import write_whole
 from vla_autoprune.progress import progress_bar
 
@@ -49,6 +50,7 @@ def accept(
     On a Jetson:  vla-autoprune accept out/bundle --workspace-mib 2048
     """
     from engines.acceptance import accept as run_acceptance
+    from engines.acceptance import not_opened
     from engines.backends import open_backend
     from vla_autoprune.bundle import load_bundle
     from vla_autoprune.runtime.backend import Backend
@@ -60,13 +62,19 @@ def accept(
     engines: list[dict[str, Any]] = []
     if backend is BackendName.TENSORRT:
         from engines.tensorrt.backend import TensorRtBackend
-        from engines.tensorrt.engine_files import BuildOptions
+        from engines.tensorrt.cuda import require_cuda
+        from engines.tensorrt.engine_files import BuildOptions, require_tensorrt
 
+        require_tensorrt()
+        require_cuda()
         options = BuildOptions(workspace_mib=workspace_mib, optimization_level=optimization_level, tf32=tf32)
-        built = build_with_bar(loaded, options, device, overwrite=False)
-        print_engines(built, loaded)
-        engines = [record.model_dump(mode="json") for record in built.records]
-        opened = engine = TensorRtBackend(loaded, device=device)
+        try:
+            built = build_with_bar(loaded, options, device, overwrite=False)
+            print_engines(built, loaded)
+            engines = [record.model_dump(mode="json") for record in built.records]
+            opened = engine = TensorRtBackend(loaded, device=device)
+        except BackendError as error:
+            _finish(not_opened(loaded, backend.value, error), out)
         memory_mib = engine.memory_mib
     else:
         opened = open_backend(backend.value, loaded)
@@ -85,10 +93,13 @@ def accept(
             )
     finally:
         opened.close()
+    _finish(result, out)
+
+
+def _finish(result: Acceptance, out: Path) -> NoReturn:
     write_whole(out, result.to_json().encode())
     _print(result, out)
-    if not result.passed:
-        raise typer.Exit(1)
+    raise typer.Exit(0 if result.passed else 1)
 
 
 def _print(result: Acceptance, out: Path) -> None:
@@ -100,7 +111,8 @@ def _print(result: Acceptance, out: Path) -> None:
         switch = times.after_other_bucket_ms - times.after_same_bucket_ms
         figures = (*times.prefill_ms, times.decode_ms[0], *times.frame_ms)
         table.add_row(name, *(f"{ms:.2f}" for ms in figures), f"{switch:+.2f}")
-    console.print(table)
+    if result.times:
+        console.print(table)
     for check in result.checks:
         mark = "[green]ok[/]   " if check.passed else "[bold red]fails[/]"
         console.print(f"{mark} {escape(f'{check.name}: {check.seen}')}", highlight=False)

@@ -21,7 +21,7 @@ def test_the_result_file_holds_checks_times_and_machine(recorded, tmp_path):
     assert "a frame repeats to the bit" in run.stdout and "fails" not in run.stdout
     result = json.loads(out.read_text())
     assert result["result_version"] == 1 and result["bundle"]["id"] == recorded.manifest.bundle_id
-    assert all(check["passed"] for check in result["checks"]) and len(result["checks"]) == 4
+    assert all(check["passed"] for check in result["checks"]) and len(result["checks"]) == 5
     assert set(result["times"]) == {bucket.name for bucket in recorded.recipe.buckets}
     full = result["times"]["full"]
     assert 0 < full["prefill_ms"][0] <= full["prefill_ms"][1] and full["frames"] == 4
