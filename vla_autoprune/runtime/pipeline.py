@@ -132,6 +132,8 @@ class Pipeline:
         self._sin = [backend.host((1, 1, model.head_dim), "float32") for _ in stages]
         self._filled = [backend.host((1,), "int64") for _ in stages]
         self._answer: _Answer | None = None
+        self._encoding: Timings | None = None
+        """Waits for the time of the last `encode`."""
 
         first = self._wiring.prefill[self.recipe.buckets[0].name][0]
         self._first = first
@@ -152,9 +154,16 @@ class Pipeline:
         self._clear_caches()
 
     def encode(self, timings: Timings) -> None:
-        """Run the vision graph on `pixels`."""
+        """Run the vision graph on `pixels`.
+
+        Args:
+            timings: receives vision: from a device, which is not waited for, in the next `prefill`.
+        """
         self._encode()
-        timings.add(self._encode.times_ms())
+        if self.backend.clock == "device":
+            self._encoding = timings
+        else:
+            timings.add(self._encode.times_ms())
 
     def features(self) -> FloatArray:
         """[1, V, d] features of the last `encode`, on the host."""
@@ -192,6 +201,9 @@ class Pipeline:
             self._fill_prompt(token_ids, length)
         self._begin()
         complexity = float(self._read(self._first, "complexity")[0])
+        if self._encoding is not None:
+            self._encoding.add(self._encode.times_ms())
+            self._encoding = None
         timings.add(self._begin.times_ms())
         if not np.isfinite(complexity):
             raise self._not_finite(f"complexity of {self._first.graph} is {complexity}")
