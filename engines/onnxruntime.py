@@ -195,6 +195,8 @@ def _providers(provider: Provider, bundle: Bundle) -> list[tuple[str, dict[str, 
             "or use --backend onnxruntime"
         )
     cache = str(bundle.path / ENGINES / "onnxruntime-tensorrt")
+    if provider == "tensorrt":
+        (bundle.path / ENGINES).mkdir(exist_ok=True)  # onnxruntime makes only the last folder of a path
     options: dict[Provider, dict[str, str]] = {
         "tensorrt": {"trt_engine_cache_enable": "1", "trt_engine_cache_path": cache},
         "cuda": {"use_tf32": "0"},  # TF32 would round what is compared with the CPU

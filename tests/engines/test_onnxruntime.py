@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 pytest.importorskip("onnxruntime")
 
+from engines import onnxruntime
 from engines.onnxruntime import OnnxRuntimeBackend
 from vla_autoprune.errors import BackendError, BundleError
 
@@ -67,3 +71,14 @@ def test_less_memory_gives_the_same_numbers(stored_bundle, backend):
         engine.bind("stage_01", "b40_s0/prefill", tensors)()
         results.append(tensors["hidden_out"].copy())
     assert np.abs(results[0] - results[1]).max() < 1e-5
+
+
+def test_the_folder_of_engines_is_there_before_onnxruntime_makes_one_in_it(
+    stored_bundle, tmp_path, monkeypatch
+):
+    names = [f"{name}ExecutionProvider" for name in ("Tensorrt", "CUDA", "CPU")]
+    monkeypatch.setattr(onnxruntime.onnxruntime, "get_available_providers", lambda: names)
+    (asked, options), *_ = onnxruntime._providers(
+        "tensorrt", dataclasses.replace(stored_bundle, path=tmp_path)
+    )
+    assert asked == names[0] and Path(options["trt_engine_cache_path"]).parent.is_dir()
