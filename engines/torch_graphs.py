@@ -165,12 +165,25 @@ class TorchBackend:
         """On the CPU the steps one after the other, on a GPU a CUDA graph for each."""
         if not self._is_cuda:
             return StepByStep(steps)
-        return self._on_device(lambda: _Captured(steps, self._pool))
+        try:
+            return self._on_device(lambda: _Captured(steps, self._pool))
+        except RuntimeError as error:
+            names = ", ".join(name for name, _ in steps)
+            raise BackendError(
+                f"{self.device} cannot capture {names} as CUDA graphs: {_first_line(error)}; report it, and "
+                "use --backend torch or onnxruntime"
+            ) from error
 
     def wait(self) -> None:
         """Return when the GPU is done."""
         if self._is_cuda:
-            torch.cuda.current_stream().synchronize()
+            try:
+                torch.cuda.current_stream().synchronize()
+            except RuntimeError as error:
+                raise BackendError(
+                    f"{self.device} failed: {_first_line(error)}; the device context may be lost: restart "
+                    "the process"
+                ) from error
 
     def close(self) -> None:
         """Give back weights and memory."""
@@ -354,6 +367,10 @@ def _inline(tensor: onnx.TensorProto) -> Tensor:
     from onnx import numpy_helper
 
     return torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _meta(value: Tensor | None) -> Tensor | None:

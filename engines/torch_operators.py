@@ -91,7 +91,9 @@ def _conv(
     ones, pads = [1] * axes, list(pads or [0] * (2 * axes))
     _require("Conv", pads=(pads[axes:], pads[:axes]))
     convolve = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[axes]
-    return convolve(data, weight, bias, strides or ones, pads[:axes], dilations or ones, group)
+    # On a GPU torch rounds the factors of convolutions to TF32 unless it is told not to.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return convolve(data, weight, bias, strides or ones, pads[:axes], dilations or ones, group)
 
 
 def _div(left: Tensor, right: Tensor) -> Tensor:
