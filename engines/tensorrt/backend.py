@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from engines.tensorrt.cuda import Cuda, CudaProgram, DeviceBuffer
 from engines.tensorrt.engine_files import (
-    engine_folder,
+    find_engines,
     has_profiles,
     how_to_build,
     read_engine,
@@ -38,7 +39,7 @@ class TensorRtBackend:
     Args:
         bundle: a checked bundle, for which `vla-autoprune build` has made engines on this machine.
         device: CUDA's index of the GPU.
-        folder: where the engines lie; None takes the bundle's folder for this GPU.
+        folder: where the engines lie; None takes the bundle's folder for this GPU, else that for any.
         cuda_graphs: False queues programs call by call, to find out what a capture stumbles over.
 
     Raises:
@@ -63,7 +64,8 @@ class TensorRtBackend:
         self._mirrors: dict[DeviceBuffer, NDArray[Any]] = {}
         self._programs: list[CudaProgram] = []
         self._contexts: list[trt.IExecutionContext] = []
-        place = folder or engine_folder(bundle, self._cuda.gpu)
+        self._again = how_to_build(bundle)
+        place = folder or find_engines(bundle, self._cuda.gpu)
         try:
             self._runtime: trt.Runtime = trt.Runtime(make_log(self._problems))
         except TypeError as error:
@@ -150,21 +152,29 @@ class TensorRtBackend:
         for tensor in contract.tensors:
             address = tensors[tensor.name].address
             self._require(context.set_tensor_address(tensor.name, address), f"{where}: {tensor.name}")
-        unknown = context.infer_shapes()
+        try:
+            unknown = context.infer_shapes()
+        except RuntimeError as error:  # the bindings' own, where shapes contradict each other
+            raise BackendError(f"{where}: {error}: {said(self._problems)}; {self._again}") from error
         if unknown:
-            raise BackendError(f"{where}: TensorRT cannot tell the shape of {', '.join(unknown)}")
+            raise BackendError(
+                f"{where}: TensorRT cannot tell the shape of {', '.join(unknown)}; {self._again}"
+            )
         for tensor in contract.outputs:
             found, wanted = tuple(context.get_tensor_shape(tensor.name)), tensors[tensor.name].shape
             if found != wanted:
                 raise BackendError(
                     f"{where}: TensorRT infers {list(found)} for {tensor.name}, the recipe pins "
-                    f"{list(wanted)}"
+                    f"{list(wanted)}; {self._again}"
                 )
-        self._contexts.append(context)
+        contexts, index = self._contexts, len(self._contexts)
+        contexts.append(context)
 
         def run() -> None:
-            if not context.execute_async_v3(stream):
-                raise BackendError(f"{where} cannot be queued: {said(self._problems)}")
+            # Not held here: a pipeline that outlives `close` would keep contexts and engines on the device.
+            queued: trt.IExecutionContext = contexts[index]
+            if not queued.execute_async_v3(stream):
+                raise BackendError(f"{where} cannot be queued: {said(self._problems)}; {self._again}")
 
         return run
 
@@ -179,7 +189,12 @@ class TensorRtBackend:
         self._cuda.wait()
 
     def close(self) -> None:
-        """Drop programs, contexts and engines, then the memory they worked in."""
+        """Drop programs, contexts and engines, then the memory they worked in.
+
+        Never fails, so that it hides no error. Arrays that `host` and `read` gave must not be used any more.
+        """
+        with contextlib.suppress(BackendError):
+            self._cuda.wait()
         for program in self._programs:
             program.close()
         self._programs.clear()
@@ -199,10 +214,10 @@ class TensorRtBackend:
 
     def _require(self, done: bool, what: str) -> None:
         if not done:
-            raise BackendError(f"{what}: TensorRT refuses it: {said(self._problems)}")
+            raise BackendError(f"{what}: TensorRT refuses it: {said(self._problems)}; {self._again}")
 
     def _load(self, bundle: Bundle, graph: Graph, folder: Path, version: str) -> trt.ICudaEngine:
-        again = how_to_build(bundle)
+        again = self._again
         path = folder / f"{graph.name}.engine"
         record = read_record(folder, graph.name, again)
         require_fit(record, path, bundle, self._cuda.gpu, version)

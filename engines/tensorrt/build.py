@@ -85,38 +85,41 @@ def build_engines(
     version = require_tensorrt()
     cuda = Cuda(device)
     gpu = cuda.gpu
-    folder = engine_folder(bundle, gpu)
+    folder = engine_folder(bundle, gpu, options)
     folder.mkdir(parents=True, exist_ok=True)
     say = progress or (lambda graph, index, count, what, share: None)
     records, reused = [], []
-    for index, graph in enumerate(bundle.graphs.values()):
+    try:
+        for index, graph in enumerate(bundle.graphs.values()):
 
-        def tell(what: str, share: float, name: str = graph.name, index: int = index) -> None:
-            say(name, index, len(bundle.graphs), what, share)
+            def tell(what: str, share: float, name: str = graph.name, index: int = index) -> None:
+                say(name, index, len(bundle.graphs), what, share)
 
-        tell("reading", 0.0)
-        if not overwrite and is_current(folder, bundle, graph, gpu, version, options):
-            reused.append(graph.name)
-            records.append(read_record(folder, graph.name, how_to_build(bundle)))
-            continue
-        begin = time.perf_counter()
-        plan = _build(bundle, graph, options, cuda, folder / TIMING_CACHE, tell)
-        record = EngineRecord(
-            engine_version=ENGINE_VERSION,
-            graph=graph.name,
-            bundle_id=bundle.manifest.bundle_id,
-            tensorrt_version=version,
-            gpu=gpu.name,
-            compute_capability=gpu.compute_capability,
-            options=options,
-            profiles=tuple(graph.variants),
-            bytes=plan.nbytes,
-            sha256=digest(plan),
-            build_seconds=time.perf_counter() - begin,
-        )
-        write_engine(folder, record, plan)
-        records.append(record)
-    cuda.close()
+            tell("reading", 0.0)
+            if not overwrite and is_current(folder, bundle, graph, gpu, version, options):
+                reused.append(graph.name)
+                records.append(read_record(folder, graph.name, how_to_build(bundle)))
+                continue
+            begin = time.perf_counter()
+            plan = _build(bundle, graph, options, cuda, folder / TIMING_CACHE, tell)
+            record = EngineRecord(
+                engine_version=ENGINE_VERSION,
+                graph=graph.name,
+                bundle_id=bundle.manifest.bundle_id,
+                tensorrt_version=version,
+                gpu=gpu.name,
+                compute_capability=gpu.compute_capability,
+                multiprocessors=gpu.multiprocessors,
+                options=options,
+                profiles=tuple(graph.variants),
+                bytes=plan.nbytes,
+                sha256=digest(plan),
+                build_seconds=time.perf_counter() - begin,
+            )
+            write_engine(folder, record, plan)
+            records.append(record)
+    finally:
+        cuda.close()
     return BuiltEngines(folder, gpu, tuple(records), tuple(reused))
 
 

@@ -29,9 +29,12 @@ _WAYS_OUT = {
     "or a cuda-python of the driver's CUDA version",
     "cudaErrorNoDevice": "no GPU is visible; look at nvidia-smi (on a Jetson tegrastats) and "
     "CUDA_VISIBLE_DEVICES",
-    "cudaErrorStreamCaptureUnsupported": "a graph does what CUDA graphs cannot hold; open the backend with "
-    "cuda_graphs=False and report it",
 }
+_CAPTURE = "cudaErrorStreamCapture"
+"""Errors that begin so are of a capture, and leave the device as it was."""
+_NOT_CAPTURED = (
+    "a graph does what CUDA graphs cannot hold; open the backend with cuda_graphs=False and report it"
+)
 _LOST = "the device context may be lost: restart the process"
 
 
@@ -53,7 +56,8 @@ class Gpu:
 
     name: str
     compute_capability: str
-    memory_mib: int
+    multiprocessors: int
+    """All Jetson Orins have one name and one compute capability; this tells them apart."""
 
     def __str__(self) -> str:
         return f"{self.name} (compute capability {self.compute_capability})"
@@ -126,7 +130,7 @@ class Cuda:
         self.gpu = Gpu(
             name=properties.name.decode(errors="replace").rstrip("\0"),
             compute_capability=f"{properties.major}.{properties.minor}",
-            memory_mib=properties.totalGlobalMem // _MIB,
+            multiprocessors=properties.multiProcessorCount,
         )
         (self.stream,) = self.done(
             cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking), "making a stream"
@@ -145,7 +149,8 @@ class Cuda:
         status, *values = result
         if status == cudart.cudaError_t.cudaSuccess:
             return tuple(values)
-        raise BackendError(f"CUDA failed when {doing}: {status.name}; {_WAYS_OUT.get(status.name, _LOST)}")
+        way_out = _NOT_CAPTURED if status.name.startswith(_CAPTURE) else _WAYS_OUT.get(status.name, _LOST)
+        raise BackendError(f"CUDA failed when {doing}: {status.name}; {way_out}")
 
     def select(self) -> None:
         """Make the device the calling thread's; CUDA gives every new thread device 0."""
@@ -250,17 +255,20 @@ class Cuda:
         self.done(cudart.cudaStreamSynchronize(self.stream), "waiting for the device")
 
     def close(self) -> None:
-        """Give back stream and memory."""
+        """Give back stream and memory.
+
+        Never fails: where the context is lost, all of it goes with the process, and the cause has been said.
+        """
         from cuda.bindings import runtime as cudart
 
-        self.done(cudart.cudaStreamSynchronize(self.stream), "waiting for the device before it is closed")
+        cudart.cudaStreamSynchronize(self.stream)
         for address in self._held:
-            self.done(cudart.cudaFree(address), "freeing device memory")
+            cudart.cudaFree(address)
         for address, _ in self._pinned:
-            self.done(cudart.cudaFreeHost(address), "freeing pinned memory")
+            cudart.cudaFreeHost(address)
         self._held.clear()
         self._pinned.clear()
-        self.done(cudart.cudaStreamDestroy(self.stream), "destroying a stream")
+        cudart.cudaStreamDestroy(self.stream)
 
     def _copy(
         self, source: DeviceBuffer, first: int, target: DeviceBuffer, start: int, count: int, kind: Any
@@ -354,13 +362,15 @@ class CudaProgram:
         return self._ms
 
     def close(self) -> None:
-        """Give back graph and events."""
+        """Give back graph and events; nothing of them may be under way. Never fails, as `Cuda.close`."""
         from cuda.bindings import runtime as cudart
 
         if self._executable is not None:
-            self.cuda.done(cudart.cudaGraphExecDestroy(self._executable), "destroying a graph")
+            cudart.cudaGraphExecDestroy(self._executable)
         for event in self._events:
-            self.cuda.done(cudart.cudaEventDestroy(event), "destroying an event")
+            cudart.cudaEventDestroy(event)
+        self._executable = None
+        self._events.clear()
 
     def _queue(self, flags: int) -> None:
         self._record(0, flags)

@@ -22,10 +22,13 @@ from vla_autoprune.contract import Graph
 from vla_autoprune.errors import BackendError
 from vla_autoprune.files import first_fault, write_whole
 
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 """Raised whenever records or the use of profiles change; readers refuse other versions."""
 
 TIMING_CACHE = "timing.cache"
+
+ANY_GPU = "tensorrt-ampere-plus"
+"""Folder of hardware-compatible engines."""
 
 _GET_TENSORRT = (
     "on a Jetson it comes with JetPack (sudo apt install python3-libnvinfer, and a virtual environment made "
@@ -70,6 +73,7 @@ class EngineRecord(BaseModel):
     tensorrt_version: str
     gpu: str
     compute_capability: str
+    multiprocessors: int
     options: BuildOptions
     profiles: tuple[str, ...]
     bytes: int = Field(ge=0)
@@ -98,10 +102,19 @@ def how_to_build(bundle: Bundle) -> str:
     return f"build engines on this machine with: vla-autoprune build {bundle.path} --backend tensorrt"
 
 
-def engine_folder(bundle: Bundle, gpu: Gpu) -> Path:
-    """Where a bundle's engines for a GPU lie."""
+def engine_folder(bundle: Bundle, gpu: Gpu, options: BuildOptions) -> Path:
+    """Where a bundle's engines for a GPU are built; those for any GPU have a folder that any GPU finds."""
+    if options.hardware_compatible:
+        return bundle.path / ENGINES / ANY_GPU
     name = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
-    return bundle.path / ENGINES / f"tensorrt-{name}-sm{gpu.compute_capability.replace('.', '')}"
+    capability = gpu.compute_capability.replace(".", "")
+    return bundle.path / ENGINES / f"tensorrt-{name}-sm{capability}-{gpu.multiprocessors}mp"
+
+
+def find_engines(bundle: Bundle, gpu: Gpu) -> Path:
+    """Where the engines to load lie: those built for this GPU, else those for any, should they be there."""
+    own, any_gpu = engine_folder(bundle, gpu, BuildOptions()), bundle.path / ENGINES / ANY_GPU
+    return any_gpu if any_gpu.is_dir() and not own.is_dir() else own
 
 
 def has_profiles(graph: Graph) -> bool:
@@ -175,6 +188,7 @@ def require_fit(record: EngineRecord, path: Path, bundle: Bundle, gpu: Gpu, tens
     if not record.options.hardware_compatible:
         facts.append(("GPU", record.gpu, gpu.name))
         facts.append(("compute capability", record.compute_capability, gpu.compute_capability))
+        facts.append(("multiprocessors", record.multiprocessors, gpu.multiprocessors))
     elif _numbers(gpu.compute_capability) < (8, 0):
         facts.append(("compute capability", "8.0 or newer", gpu.compute_capability))
     for what, built, here in facts:

@@ -82,7 +82,7 @@ CUDA_CONSTANTS = re.compile(r"cuda(Stream|Event|HostAlloc)[A-Z][a-z]+\w*$")
 CUDA_FUNCTIONS = re.compile(
     r"cuda(Malloc|Free|Mem|HostAlloc|Stream|Graph(Launch|Instantiate|Destroy|Exec)|Event|Get|SetDevice|Device)\w*$"
 )
-CUDA_PROPERTIES = ("major", "minor", "name", "totalGlobalMem")
+CUDA_PROPERTIES = ("major", "minor", "multiProcessorCount", "name")
 
 
 class Unavailable(Exception):

@@ -191,7 +191,7 @@ class Gpu:
 
     def _properties(self):
         found = self.runtime.cudaDeviceProp()
-        found.name, found.totalGlobalMem, found.major, found.minor = b"Double", self.memory, 8, 7
+        found.name, found.multiProcessorCount, found.major, found.minor = b"Double", 16, 8, 7
         return found
 
     def _place(self, place: dict[int, Any], size: int) -> int:
@@ -291,12 +291,13 @@ class TensorRt:
                 "ICudaEngine.get_tensor_dtype": self._dtype,
                 "ICudaEngine.num_optimization_profiles": self._profiles,
                 "ICudaEngine.get_tensor_profile_shape": self._profile_shape,
-                "ICudaEngine.device_memory_size_v2": lambda engine: 4096,
+                "ICudaEngine.device_memory_size_v2": self._scratch,
                 "ICudaEngine.create_execution_context": self._context,
                 "IExecutionContext.set_optimization_profile_async": self._set_profile,
                 "IExecutionContext.set_device_memory": self._set_memory,
                 "IExecutionContext.set_input_shape": self._set_input,
                 "IExecutionContext.set_tensor_address": self._set_address,
+                "IExecutionContext.infer_shapes": self._infer,
                 "IExecutionContext.get_tensor_shape": self._output_shape,
                 "IExecutionContext.execute_async_v3": self._execute,
             },
@@ -395,8 +396,17 @@ class TensorRt:
     def _context(self, engine, strategy):
         assert strategy == self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self.trt.IExecutionContext()
-        context.__dict__.update(_owner=engine, _shapes={}, _addresses={}, _profile=None, _memory=None)
+        context.__dict__.update(
+            _owner=engine, _shapes={}, _addresses={}, _profile=None, _memory=None, _ran=False
+        )
         return context
+
+    def _scratch(self, engine) -> int:
+        return 4096 * (1 + list(self.bundle.graphs).index(self._graph(engine).name))
+
+    def _infer(self, context) -> list[str]:
+        inputs = self._graph(context.__dict__["_owner"]).inputs
+        return [tensor.name for tensor in inputs if tensor.name not in context.__dict__["_shapes"]]
 
     def _set_profile(self, context, profile_index, stream_handle) -> bool:
         assert stream_handle == 77
@@ -404,7 +414,7 @@ class TensorRt:
         return profile_index < self._profiles(context.__dict__["_owner"])
 
     def _set_memory(self, context, memory, size):
-        assert memory % 256 == 0 and size >= 4096
+        assert memory % 256 == 0 and size >= self._scratch(context.__dict__["_owner"])
         self.gpu.at(memory, size)
         context.__dict__["_memory"] = memory
 
@@ -423,11 +433,30 @@ class TensorRt:
         graph = self._graph(context.__dict__["_owner"])
         return graph.shapes(list(graph.variants)[context.__dict__["_profile"]])[name]
 
+    def _refuse_overlaps(self, graph, shapes, addresses) -> None:
+        """A graph may read its inputs while it writes its outputs."""
+        spans = {
+            tensor.name: range(
+                addresses[tensor.name],
+                addresses[tensor.name] + int(np.prod(shapes[tensor.name])) * np.dtype(tensor.dtype).itemsize,
+            )
+            for tensor in graph.tensors
+        }
+        for output in graph.outputs:
+            for other in graph.tensors:
+                one, two = spans[output.name], spans[other.name]
+                if output is not other and max(one.start, two.start) < min(one.stop, two.stop):
+                    raise Refused(f"{graph.name}: {output.name} lies over {other.name}")
+
     def _execute(self, context, stream_handle) -> bool:
         graph = self._graph(context.__dict__["_owner"])
         shapes = graph.shapes(list(graph.variants)[context.__dict__["_profile"]])
         addresses = dict(context.__dict__["_addresses"])
         assert context.__dict__["_memory"] is not None and stream_handle == 77
+        if self.gpu.capture is not None and not context.__dict__["_ran"]:
+            raise Refused(f"{graph.name}: captured before its first run, which does what no graph can hold")
+        context.__dict__["_ran"] = True
+        self._refuse_overlaps(graph, shapes, addresses)
 
         def values(tensor) -> np.ndarray:
             shape, dtype = shapes[tensor.name], np.dtype(tensor.dtype)

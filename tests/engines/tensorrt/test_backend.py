@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from engines.onnxruntime import OnnxRuntimeBackend
 from engines.tensorrt.backend import TensorRtBackend
 from vla_autoprune.errors import BackendError, PlanError
 from vla_autoprune.frame import CAMERAS, Command, EgoState, Frame
+from vla_autoprune.runtime.pipeline import Pipeline
 from vla_autoprune.runtime.planner import Planner
 
 
@@ -73,7 +76,7 @@ def test_a_frame_launches_one_graph_per_program_and_allocates_nothing(planner, b
     assert names.count("cudaMemcpy2DAsync") == 1 + stages * (planner.codec.length - 1)
 
 
-def test_only_the_complexity_is_waited_for_in_a_prefill(planner, built):
+def test_between_an_image_and_its_logits_only_the_complexity_is_waited_for(planner, built):
     planner.plan(frame(0))
     pipeline, calls = planner.pipeline, built.gpu.calls
     ids = planner.prompt.build(frame(0).ego, frame(0).command)
@@ -86,9 +89,15 @@ def test_only_the_complexity_is_waited_for_in_a_prefill(planner, built):
     from vla_autoprune.runtime.pipeline import Timings
 
     calls.clear()
+    timings = Timings()
+    pipeline.encode(timings)
+    assert not timings.ms
     pipeline.prefill(ids, len(ids), choose, Timings())
+    assert timings.ms == {"vision": 0.5}
     names = [name for name, _, _ in calls]
     until_logits = names[seen[0] :][: names[seen[0] :].index("cudaStreamSynchronize")]
+    until_choice = names[: names.index("cudaStreamSynchronize")]
+    assert until_choice == ["cudaGraphLaunch"] * 2 and "cudaStreamSynchronize" in names[: seen[0]]
     assert until_logits == ["cudaGraphLaunch", "cudaMemcpy2DAsync", "cudaGraphLaunch"]
 
 
@@ -99,7 +108,7 @@ def test_memory_is_that_of_the_largest_bucket_and_does_not_grow(bundle, built):
     for index, bucket in enumerate([*planner.recipe.buckets, *planner.recipe.buckets]):
         planner.plan_in_bucket(frame(index), bucket.name)
     assert (built.gpu.used, len(built.gpu.pinned)) == (used, pinned)
-    scratch = 4096
+    scratch = 4096 * len(bundle.graphs)
     wiring = planner.pipeline._wiring.memory()
     sizes = {"float32": 4, "int64": 8}
     assert used == scratch + sum(count * sizes[dtype] for count, dtype in wiring.values())
@@ -149,10 +158,46 @@ def test_closing_gives_everything_back(bundle, built):
     planner.plan(frame(0))
     planner.backend.close()
     assert not built.gpu.blocks and not built.gpu.pinned
+    with pytest.raises(IndexError):
+        planner.plan(frame(0))
+
+
+def test_a_pipeline_that_outlives_its_backend_keeps_no_context(bundle, built):
+    pipeline = Pipeline(bundle, TensorRtBackend(bundle))
+    kept = [weakref.ref(context) for context in pipeline.backend._contexts]
+    pipeline.backend.close()
+    gc.collect()
+    assert pipeline.recipe and kept and not any(context() for context in kept)
+
+
+def test_a_lost_context_is_told_by_what_lost_it_not_by_closing(bundle, built, monkeypatch):
+    backend = TensorRtBackend(bundle)
+    lost = (built.gpu.runtime.cudaError_t.cudaErrorIllegalAddress,)
+    for name in ("cudaStreamSynchronize", "cudaFree", "cudaFreeHost", "cudaStreamDestroy"):
+        monkeypatch.setattr(built.gpu.runtime, name, lambda *given: lost)
+    with pytest.raises(BackendError, match="cudaErrorIllegalAddress; the device context may be lost"):
+        backend.wait()
+    backend.close()
+
+
+def test_shapes_that_contradict_each_other_are_an_error_of_ours(bundle, built, monkeypatch):
+    def infer(context):
+        raise RuntimeError("infer_shapes error code: -1")
+
+    monkeypatch.setattr(built.trt.IExecutionContext, "infer_shapes", infer)
+    with pytest.raises(BackendError, match=r"vision \(only\): infer_shapes error code: -1: .*; build eng"):
+        Pipeline(bundle, TensorRtBackend(bundle))
+
+
+def test_a_capture_that_fails_does_not_ask_for_a_restart(bundle, built, monkeypatch):
+    refused = (built.gpu.runtime.cudaError_t.cudaErrorStreamCaptureInvalidated, None)
+    monkeypatch.setattr(built.gpu.runtime, "cudaStreamEndCapture", lambda stream: refused)
+    with pytest.raises(BackendError, match=r"capturing vision: .*CaptureInvalidated; .*cuda_graphs=False"):
+        Pipeline(bundle, TensorRtBackend(bundle))
 
 
 def record_of(bundle, name: str):
-    return bundle.path / "engines" / "tensorrt-double-sm87" / f"{name}.json"
+    return bundle.path / "engines" / "tensorrt-double-sm87-16mp" / f"{name}.json"
 
 
 @pytest.mark.parametrize(
@@ -162,8 +207,9 @@ def record_of(bundle, name: str):
         ("tensorrt_version", "10.9.0", r"built for TensorRT 10\.9\.0, here it is 10\.3\.0; build engines"),
         ("gpu", "Orin", "built for GPU Orin, here it is Double; build engines on this machine with: vla"),
         ("compute_capability", "8.9", r"built for compute capability 8\.9, here it is 8\.7"),
+        ("multiprocessors", 8, "built for multiprocessors 8, here it is 16; build engines"),
         ("profiles", ["prefill"], "built for recipe's variants prefill, here it is .*full/decode"),
-        ("engine_version", 2, "engine_version is 2, this library reads 1; build engines"),
+        ("engine_version", 1, "engine_version is 1, this library reads 2; build engines"),
         ("bytes", 12, "longer than it should be: .* its record says 12; build engines"),
         ("sha256", "0" * 64, "is not the engine its record describes"),
         ("bytes", "many", r"bytes: .*got 'many'; build engines"),
@@ -182,9 +228,13 @@ def test_compatible_engines_may_come_from_elsewhere(bundle, built):
         path = record_of(bundle, name)
         content = json.loads(path.read_text())
         content |= {"gpu": "Orin", "compute_capability": "8.6", "tensorrt_version": "10.1.0"}
+        content["multiprocessors"] = 84
         content["options"] |= {"version_compatible": True, "hardware_compatible": True}
         path.write_text(json.dumps(content))
     TensorRtBackend(bundle)
+    folder = path.parent.rename(path.parent.with_name("tensorrt-ampere-plus"))
+    TensorRtBackend(bundle)
+    path = folder / path.name
     content["tensorrt_version"] = "10.8.0"
     path.write_text(json.dumps(content))
     with pytest.raises(BackendError, match=r"built for TensorRT 10\.8\.0, here it is 10\.3\.0"):
@@ -283,3 +333,52 @@ def test_the_acceptance_command_builds_verifies_and_measures(recorded, make_doub
     assert [engine["graph"] for engine in result["engines"]] == list(recorded.graphs)
     assert result["times"]["full"]["steps_ms"]["stage_01"] == 0.5, "measured by the device's clock"
     assert double.gpu.launches > 100 and not double.gpu.blocks
+
+
+def accepted(recorded, tmp_path, *options: str) -> tuple[int, dict]:
+    """Exit code and result of an acceptance on a copy of the bundle."""
+    from typer.testing import CliRunner
+
+    from vla_autoprune.cli import app
+
+    out = tmp_path / "result.json"
+    command = ["accept", str(tmp_path / "bundle"), "--frames", "1", "--out", str(out), *options]
+    run = CliRunner().invoke(app, command, catch_exceptions=False)
+    return run.exit_code, json.loads(out.read_text())
+
+
+@pytest.fixture
+def to_accept(recorded, make_double, tmp_path):
+    from vla_autoprune.bundle import load_bundle
+
+    return make_double(load_bundle(shutil.copytree(recorded.path, tmp_path / "bundle")))
+
+
+def test_a_graph_the_parser_refuses_is_in_the_acceptance_file(recorded, to_accept, tmp_path):
+    to_accept.parse_errors.append("no importer registered for op: Attention")
+    code, result = accepted(recorded, tmp_path)
+    (check,) = result["checks"]
+    assert code == 1 and not check["passed"] and "no importer registered for op" in check["seen"]
+    assert result["machine"]["python"] and result["bundle"]["id"] == recorded.manifest.bundle_id
+
+
+def test_a_capture_that_fails_is_in_the_acceptance_file(recorded, to_accept, tmp_path, monkeypatch):
+    gpu = to_accept.gpu
+
+    def refuse(stream):
+        gpu.capture = None
+        return (gpu.runtime.cudaError_t.cudaErrorStreamCaptureUnsupported, None)
+
+    monkeypatch.setattr(gpu.runtime, "cudaStreamEndCapture", refuse)
+    code, result = accepted(recorded, tmp_path)
+    (check,) = result["checks"]
+    assert code == 1 and "cudaErrorStreamCaptureUnsupported" in check["seen"]
+    assert len(result["engines"]) == len(recorded.graphs)
+
+
+def test_values_that_are_not_finite_fail_a_check_and_others_go_on(recorded, to_accept, tmp_path):
+    to_accept.spoiled = ("head", "logits")
+    code, result = accepted(recorded, tmp_path)
+    assert code == 1 and len(result["checks"]) == 5
+    assert "logits contain NaN" in result["checks"][0]["seen"] and not result["times"]
+    assert not to_accept.gpu.blocks

@@ -30,7 +30,7 @@ def test_every_variant_is_a_static_profile_of_its_graphs_engine(bundle, make_dou
     double = make_double(bundle, tensorrt, cuda)
     done = build_engines(bundle, BuildOptions(workspace_mib=512))
     assert [record.graph for record in done.records] == list(bundle.graphs) and not done.reused
-    assert done.folder == bundle.path / "engines" / "tensorrt-double-sm87"
+    assert done.folder == bundle.path / "engines" / "tensorrt-double-sm87-16mp"
     for record in done.records:
         graph = bundle.graphs[record.graph]
         plan = json.loads((done.folder / f"{record.graph}.engine").read_bytes())
@@ -59,7 +59,7 @@ def test_options_reach_the_builder(bundle, make_double):
     options = BuildOptions(
         tf32=True, version_compatible=True, hardware_compatible=True, optimization_level=5, workspace_mib=64
     )
-    build_engines(bundle, options)
+    assert build_engines(bundle, options).folder.name == "tensorrt-ampere-plus"
     flags = [given[0].name for given, _ in named(double.calls, "IBuilderConfig.set_flag")]
     assert set(flags) == {"TF32", "VERSION_COMPATIBLE"}
     assert not named(double.calls, "IBuilderConfig.clear_flag")
@@ -105,7 +105,7 @@ def test_an_interrupt_stops_the_builder_and_leaves_whole_engines(bundle, make_do
     double.during_build = interrupt_in_the_third_graph
     with pytest.raises(KeyboardInterrupt):
         build_engines(bundle, BuildOptions())
-    folder = bundle.path / "engines" / "tensorrt-double-sm87"
+    folder = bundle.path / "engines" / "tensorrt-double-sm87-16mp"
     first_two = list(bundle.graphs)[:2]
     assert sorted(path.stem for path in folder.glob("*.engine")) == sorted(first_two)
     assert not list(folder.glob(".*"))
@@ -147,5 +147,5 @@ def test_a_tensorrt_that_is_too_old_is_named(bundle, make_double, monkeypatch):
 def test_folders_are_named_after_the_gpu(bundle):
     from engines.tensorrt.cuda import Gpu
 
-    gpu = Gpu("NVIDIA GeForce RTX 4090", "8.9", 24000)
-    assert engine_folder(bundle, gpu).name == "tensorrt-nvidia-geforce-rtx-4090-sm89"
+    gpu = Gpu("NVIDIA GeForce RTX 4090", "8.9", 128)
+    assert engine_folder(bundle, gpu, BuildOptions()).name == "tensorrt-nvidia-geforce-rtx-4090-sm89-128mp"
