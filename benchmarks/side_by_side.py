@@ -4,8 +4,10 @@ transformers, unpruned, with SDPA; the unpruned bundle; pruning once before the 
 embeddings; AutoPrune's buckets; and AutoPrune as it was published: full attention matrices and Python per
 layer, pruning after every layer with merging and renumbered positions.
 
-    python benchmarks/side_by_side.py --out out/side_by_side            # the shipped model
-    python benchmarks/side_by_side.py --random --out out/side_by_side_random   # mid-size, random weights
+    python benchmarks/side_by_side.py --out out/side_by_side      # the shipped model
+    python benchmarks/side_by_side.py --random --out out/mid_size # random weights; --layers, --hidden
+
+The bundle it leaves in its folder can be profiled: vla-autoprune profile out/mid_size/bundle
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prefill import build, prompt_of
 
 from vla_autoprune.profiling.machine import cpu_name, machine_record
 from vla_autoprune.profiling.percentiles import median_ratio
@@ -61,36 +62,39 @@ class Case:
     frames: list[tuple[np.ndarray, np.ndarray, int]]
 
 
-def shipped(frames: int) -> Case:
-    """The shipped model on synthetic frames with prompts of its own."""
+def case_of(options: argparse.Namespace) -> Case:
+    """A driving VLA, shipped or random, on images of noise and prompts of its own."""
     from vla_autoprune.bundle import RECIPE
     from vla_autoprune.export.export import text_files
     from vla_autoprune.frame import Command, EgoState
-    from vla_autoprune.models.driving_vla import SHIPPED, load_shipped
+    from vla_autoprune.models.driving_vla import SHIPPED, ModelSize, build_model, load_shipped
     from vla_autoprune.models.families import adapter_for
-    from vla_autoprune.recipe import read_recipe
+    from vla_autoprune.recipe import build_recipe, read_recipe
 
-    vla = load_shipped()
-    recipe = read_recipe(SHIPPED / RECIPE)
-    generator = np.random.default_rng(0)
+    if options.random:
+        heads = options.hidden // 64
+        size = ModelSize(
+            image_size=options.image_size,
+            layers=options.layers,
+            width=options.hidden,
+            heads=heads,
+            kv_heads=heads,
+            feed_forward=round(2.75 * options.hidden),
+        )
+        vla = build_model(size)
+        shape = adapter_for(vla.model).shape("random")
+        length = vla.codec.length
+        recipe = build_recipe(shape, vla.prompt.layout, decode_length=length, budgets=options.budgets)
+    else:
+        vla, recipe = load_shipped(), read_recipe(SHIPPED / RECIPE)
     width, height = recipe.layout.image_size or (0, 0)
-    made = []
-    for index in range(frames):
+    generator = np.random.default_rng(0)
+    frames = []
+    for index in range(options.frames):
         pixels = generator.normal(size=(len(recipe.layout.cameras), 3, height, width)).astype(np.float32)
         ids = vla.prompt.build(EgoState(4.0 + index), Command.STRAIGHT)
-        made.append((pixels, ids, len(ids)))
-    return Case(adapter_for(vla.model), recipe, text_files(vla), made)
-
-
-def random_weights(options: argparse.Namespace) -> Case:
-    """The model of benchmarks/prefill.py."""
-    adapter, recipe = build(options)
-    width, height = recipe.layout.image_size
-    generator = np.random.default_rng(0)
-    shape = (len(recipe.layout.cameras), 3, height, width)
-    ids = prompt_of(recipe)
-    frames = [(generator.normal(size=shape).astype(np.float32), ids, len(ids)) for _ in range(options.frames)]
-    return Case(adapter, recipe, {}, frames)
+        frames.append((pixels, ids, len(ids)))
+    return Case(adapter_for(vla.model), recipe, text_files(vla), frames)
 
 
 def one_shot(embedded: np.ndarray, layout: Any, length: int, keep: float) -> np.ndarray:
@@ -241,7 +245,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from vla_autoprune.runtime.pipeline import Pipeline
 
     torch.set_num_threads(options.threads)
-    case = random_weights(options) if options.random else shipped(options.frames)
+    case = case_of(options)
     recipe, path = case.recipe, options.out / "bundle"
     steps = recipe.decode_length - 1
     with progress_bar() as progress:
@@ -323,12 +327,14 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("out/side_by_side"), help="for bundle and results")
     parser.add_argument("--frames", type=int, default=20)
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.25], help="of the recipe's")
+    parser.add_argument(
+        "--budgets", type=float, nargs="+", default=[0.25], help="the recipe's; with --random any"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--random", action="store_true", help="a mid-size model instead of the shipped one")
     parser.add_argument("--layers", type=int, default=12, help="with --random")
     parser.add_argument("--hidden", type=int, default=512, help="with --random")
-    parser.add_argument("--tokens-per-camera", type=int, default=144, help="with --random; a square number")
+    parser.add_argument("--image-size", type=int, default=192, help="with --random; 16 pixels are a token")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     result = measure(options)

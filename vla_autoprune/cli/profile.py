@@ -170,7 +170,8 @@ def _measure(
                     task, description=what, completed=done, total=total
                 ),
             )
-            ceiling = better(ceiling, measure_ceiling(opened, threads))
+            if opened.clock == "host":
+                ceiling = better(ceiling, measure_ceiling(opened, threads))
         result = result.model_copy(update={"ceiling": ceiling})
         if trace is not None:
             _trace(planner, recorded or synthetic_frames(planner, 1), result, trace)

@@ -27,15 +27,9 @@ from vla_autoprune.profiling.document import (
 from vla_autoprune.profiling.machine import machine_record, peak_host_mib
 from vla_autoprune.profiling.percentiles import distribution, missing_percentiles
 from vla_autoprune.profiling.sensors import Readings, Sensor, watching
-from vla_autoprune.profiling.stage_work import phase_of, rows_into_stages, stage_work
+from vla_autoprune.profiling.stage_work import ON_HOST, SUMS, phase_of, rows_into_stages, stage_work
 from vla_autoprune.recipe import Bucket
 from vla_autoprune.runtime.planner import Planner
-
-SUMS = ("total", "prefill", "decode")
-"""Of `Plan.timings_ms`: these span others."""
-
-ON_HOST = ("preprocess", "prompt", "check", "choose", "detokenise", "decode_embed", "decode_store")
-"""Stages that are the host's whatever the backend."""
 
 ACCOUNTED_TOLERANCE = 0.03
 """Stages are to sum to the total within this; otherwise a note says that they do not."""

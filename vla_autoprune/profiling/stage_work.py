@@ -17,6 +17,12 @@ _PHASES: Mapping[str, Phase] = {
     "detokenise": "answer",
 }
 
+SUMS = ("total", "prefill", "decode")
+"""Of `Plan.timings_ms`: these span others."""
+
+ON_HOST = ("preprocess", "prompt", "check", "choose", "detokenise", "decode_embed", "decode_store")
+"""Stages that are the host's whatever the backend."""
+
 
 def phase_of(stage: str) -> Phase:
     """The part of a plan that a stage belongs to."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from vla_autoprune.files import write_whole
 from vla_autoprune.frame import Plan
-from vla_autoprune.profiling.stage_work import phase_of
+from vla_autoprune.profiling.stage_work import ON_HOST, SUMS, phase_of
 
 NVTX_DOMAIN = "vla_autoprune"
 HOST_LANE, DEVICE_LANE = 1, 2
@@ -108,10 +108,9 @@ def trace_events(plans: Sequence[tuple[Plan, Sequence[Span]]], device_clock: boo
             else:
                 events.append(event(span.name, HOST_LANE, begin, duration))
         if device_clock:
-            on_host = {span.name for span in spans} | {"total", "prefill", "decode"}
             cursor = 1e6 * (min(span.begin_s for span in spans) - origin)
             for name, ms in plan.timings_ms.items():
-                if name not in on_host:
+                if name not in (*SUMS, *ON_HOST):
                     events.append(event(name, DEVICE_LANE, cursor, 1e3 * ms))
                     cursor += 1e3 * ms
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"plans": len(plans)}}

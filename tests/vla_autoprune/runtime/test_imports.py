@@ -13,6 +13,7 @@ FORBIDDEN = ("torch", "transformers", "onnx", "onnxscript", "nuscenes", "matplot
     [
         "vla_autoprune.runtime.planner, engines.onnxruntime, engines.backends, engines.verify",
         "vla_autoprune.runtime.slope_losses",
+        "vla_autoprune.profiling.measure, vla_autoprune.profiling.report, vla_autoprune.profiling.estimate",
         "vla_autoprune.cli",
     ],
 )
