@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ros_nodes.guard import Guard, State
 from ros_nodes.limits import GuardSettings, faults_of
-from ros_nodes.motion import Motion, Pose, Trajectory, stop_along, stop_command
+from ros_nodes.motion import Motion, OdometryTrack, Pose, Trajectory, stop_along, stop_command
 from vla_autoprune.errors import InputError
 
 SETTINGS = GuardSettings()
@@ -30,6 +30,12 @@ def drive(
     x, y = (metres, 0 * metres) if not bend else (np.sin(heading) / bend, (1 - np.cos(heading)) / bend)
     due = stamp_ns + np.rint(times * 1e9).astype(np.int64)
     return Trajectory(stamp_ns, "base_link", due, np.stack([x, y, heading], axis=1))
+
+
+def speeds(plan: Trajectory, per_step: list[float]) -> Trajectory:
+    """Straight on, each step at a speed of its own."""
+    x = np.cumsum(per_step) * 0.5
+    return replace(plan, poses=np.stack([x, 0 * x, 0 * x], axis=1))
 
 
 def moved(plan: Trajectory, row: int | slice, column: int, by: float) -> Trajectory:
@@ -109,7 +115,13 @@ def test_good_plans_go_out_as_they_came_once_two_have_passed() -> None:
         ("acceleration", lambda plan: drive(10.0, stamp_ns=plan.stamp_ns)),
         ("braking", lambda plan: stop_command(plan.stamp_ns, "base_link")),
         ("jerk", lambda plan: moved(plan, 3, 0, 1.0)),
+        ("direction", lambda plan: moved(plan, 3, 0, -4.5)),
+        ("speed", lambda plan: moved(plan, slice(3, None), 0, 16.0)),
+        ("curvature", lambda plan: drive(2.0, bend=-0.35, stamp_ns=plan.stamp_ns)),
+        ("lateral", lambda plan: drive(8.0, bend=-0.12, stamp_ns=plan.stamp_ns)),
+        ("jerk", lambda plan: speeds(plan, [8.0, 9.95, 11.9, 9.95, 8.0, 6.05])),
         ("continuity", lambda plan: drive(8.0, bend=0.05, stamp_ns=plan.stamp_ns)),
+        ("continuity", lambda plan: drive(8.0, bend=-0.05, stamp_ns=plan.stamp_ns)),
         ("age", lambda plan: replace(plan, stamp_ns=plan.stamp_ns - 600 * MS, due_ns=plan.due_ns - 600 * MS)),
         ("age", lambda plan: replace(plan, stamp_ns=plan.stamp_ns + 60 * MS, due_ns=plan.due_ns + 60 * MS)),
         ("order", lambda plan: replace(plan, stamp_ns=plan.stamp_ns - 499 * MS)),
@@ -153,7 +165,7 @@ def test_a_gentler_plan_than_the_last_is_no_surprise() -> None:
     car = Car()
     car.follow()
     car.wait(500)
-    plan = car.good(braking=6.0)
+    plan = car.good(braking=7.9)
     assert car.give(plan) is None
     assert car.out() is plan
 
@@ -260,6 +272,58 @@ def test_odometry_that_jumps_starts_anew() -> None:
     far = Motion(Pose(900.0, 0.0, 0.0), 8.0, 0.0)
     assert "jumped" in car.guard.take_odometry(car.now_ns, far, car.now_ns)
     assert car.give(plan) == "odometry"  # nothing links its input to the present any more
+
+
+def test_the_same_plan_again_is_refused() -> None:
+    car = Car()
+    assert car.give(car.follow()) == "order"
+
+
+def test_only_good_plans_in_a_row_end_a_stop() -> None:
+    car = Car()
+    verdicts = []
+    for broken in (False, True, False, False):
+        car.wait(500)
+        plan = car.good()
+        verdicts.append((car.give(moved(plan, 3, 1, np.nan) if broken else plan), car.guard.state))
+    assert verdicts == [
+        (None, State.STOPPED),
+        ("finite", State.STOPPED),
+        (None, State.STOPPED),
+        (None, State.FOLLOWING),
+    ]
+
+
+def test_a_plan_that_is_over_is_held_no_longer() -> None:
+    car = Car(hold_ms=10_000.0)
+    car.follow()
+    car.wait(3000)
+    car.out()
+    assert car.guard.state in (State.STOPPING, State.STOPPED)
+
+
+def test_a_stop_brakes_no_harder_than_its_jerk_allows() -> None:
+    car = Car(max_jerk_mps3=4.0)
+    car.follow()
+    car.wait(500)
+    assert car.give(stop_command(car.now_ns, "base_link")) == "braking"
+    assert car.out().poses[-1, 0] == pytest.approx(16.0, abs=0.1)  # 2 m/s²
+
+
+def test_headings_wrap_where_they_are_interpolated() -> None:
+    track = OdometryTrack(timeout_ms=600.0, max_jump_m=2.0)
+    assert track.add(START_NS, Motion(Pose(0.0, 0.0, 3.1), 1.0, 0.0)) == ""
+    assert track.add(START_NS + 100 * MS, Motion(Pose(-0.1, 0.0, -3.1), 1.0, 0.0)) == ""
+    assert track.at(START_NS + 50 * MS).pose.heading == pytest.approx(np.pi)
+    assert "not newer" in track.add(START_NS + 100 * MS, Motion(Pose(-0.1, 0.0, -3.1), 1.0, 0.0))
+    turning = Trajectory(
+        START_NS, "base_link", START_NS + np.array([500, 1000]) * MS, np.array([[0, 0, 3.1], [0, 0, -3.1]])
+    )
+    assert turning.at(START_NS + 750 * MS).heading == pytest.approx(np.pi)
+
+
+def test_who_hardly_moves_needs_no_path_to_stop_along() -> None:
+    assert stop_along(drive(), START_NS, Pose(0.0, 0.0, 0.0), 0.2, 2.0, 6.0, 2.0) is None
 
 
 def test_a_stamp_from_the_future_does_not_silence_odometry() -> None:
