@@ -256,3 +256,54 @@ def test_scaled_rotary_tables_are_the_models_own(variant):
     run = run_eager(model, recipe, recipe.buckets[0], given.token_ids, given.length, features, score)
     tokens, logits = model.generate(given.token_ids, torch.from_numpy(given.pixel_values), 6)
     assert run.tokens.tolist() == tokens.tolist() and np.abs(run.logits - logits.numpy()).max() < 1e-4
+
+
+def test_patches_are_laid_out_as_the_image_processor_lays_them_out():
+    """The graph's patch layout, from plain pixels, against transformers' own preprocessing."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    from vla_autoprune.models.preprocess import Preprocessing
+
+    images = np.random.default_rng(0).integers(0, 255, (2, 24, 32, 3), dtype=np.uint8)
+    mean, std = (0.48, 0.45, 0.4), (0.26, 0.27, 0.28)
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=4, merge_size=2, temporal_patch_size=2, do_resize=False, image_mean=mean, image_std=std
+    )
+    wanted = processor(list(images), return_tensors="pt")
+    names = ("CAM_FRONT", "CAM_BACK")
+    ours = Preprocessing(cameras=names, width=32, height=24, mean=mean, std=std)
+    pixels = ours.apply(dict(zip(names, images, strict=True)))
+    model = adapter_for(random_model(qwen3()))
+    given = model.image_inputs(torch.zeros(1, 4, dtype=torch.long), torch.from_numpy(pixels))
+    assert torch.equal(given["image_grid_thw"], wanted["image_grid_thw"])
+    assert (given["pixel_values"] - wanted["pixel_values"]).abs().max() < 1e-5
+
+
+def test_received_attention_is_what_the_towers_own_attention_gives():
+    """Read off transformers' eager attention, layer by layer, image by image."""
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import eager_attention_forward
+
+    from vla_autoprune.models.adapter import attend_through
+
+    model = adapter_for(random_model(qwen3()))
+    layout = layout_for(qwen3(), 2)
+    pixels = torch.from_numpy(inputs_for(layout, 0).pixel_values)
+    seen = []
+
+    def watched(*given, **options):
+        output, weights = eager_attention_forward(*given, **options)
+        seen.append(weights)
+        return output, weights
+
+    given = model.image_inputs(torch.zeros(1, 4, dtype=torch.long), pixels)
+    with torch.no_grad(), attend_through(model.visual.config, "watched", watched):
+        wanted = model.visual(given["pixel_values"], grid_thw=given["image_grid_thw"])
+    for layer in range(3):
+        scorer = Scorer(encoder_weight=1.0, encoder="received", encoder_layer=layer)
+        with torch.no_grad():
+            features, score, deepstack = model.tower(layout, scorer)(pixels)
+        of_layer = torch.cat(seen[2 * layer : 2 * layer + 2])  # one call per image
+        received = of_layer.mean(dim=(1, 2)).reshape(2, -1, 4).mean(dim=2)
+        assert score.shape == (2, 12) and (score - received).abs().max() < 1e-6
+    assert (features.flatten(0, 1) - wanted.pooler_output).abs().max() < 1e-4
+    assert (deepstack - torch.stack(wanted.deepstack_features)).abs().max() < 1e-4
