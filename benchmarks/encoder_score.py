@@ -38,15 +38,15 @@ def main(
     from engines.onnxruntime import OnnxRuntimeBackend
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
     from vla_autoprune.export.export import export_bundle, text_files
+    from vla_autoprune.models.adapter import LlavaAdapter
     from vla_autoprune.models.checkpoint import open_model
-    from vla_autoprune.models.families import adapter_for
     from vla_autoprune.recipe import Scorer, build_recipe
     from vla_autoprune.runtime.planner import Planner
     from vla_autoprune.runtime.slope_losses import KnownDrive, measure_slopes
 
     torch.set_num_threads(threads)
     opened = open_model(None, None, None)
-    model, layout = adapter_for(opened.vla.model), opened.vla.prompt.layout
+    model, layout = LlavaAdapter(opened.vla.model), opened.vla.prompt.layout
     shape = model.shape(opened.name)
     samples = NuScenesSplit(data, version, split, "route", frames)
 

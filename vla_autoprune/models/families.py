@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vla_autoprune.errors import InputError
 from vla_autoprune.files import read_json
+
+if TYPE_CHECKING:
+    from vla_autoprune.models.adapter import LlavaAdapter
+    from vla_autoprune.models.qwen_vl import QwenVlAdapter
 
 CLASSES = (
     "LlavaForConditionalGeneration",
@@ -23,14 +27,14 @@ SHARDS = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 
 
-def adapter_for(model: Any) -> Any:
+def adapter_for(model: Any) -> LlavaAdapter | QwenVlAdapter:
     """Take a model apart.
 
     Args:
         model: of one of `CLASSES`; made float32 in place.
 
     Returns:
-        A `StageModel`.
+        The model as a `StageModel`.
 
     Raises:
         InputError: the class or a part of it is not supported; the message says what is.

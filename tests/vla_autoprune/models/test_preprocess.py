@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vla_autoprune.models.preprocess import Preprocessing
+
+PLAIN = {"cameras": ("CAM_FRONT",), "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+def columns(height: int, width: int) -> np.ndarray:
+    """Every pixel says in which column it lies."""
+    return np.broadcast_to(np.arange(width, dtype=np.uint8)[None, :, None], (height, width, 3)).copy()
+
+
+@pytest.mark.parametrize("fit,first,last", [("squeeze", 3.5, 155.5), ("crop", 36.5, 122.5)])
+def test_an_image_is_squeezed_or_its_middle_cropped(fit, first, last):
+    """Of 160 columns the squeeze keeps all, the crop the middle 90."""
+    steps = Preprocessing(**PLAIN, width=16 if fit == "crop" else 20, height=16, fit=fit)
+    row = 255 * steps.apply({"CAM_FRONT": columns(90, 160)})[0, 0, 8]
+    assert row[0] == pytest.approx(first, abs=1.5) and row[-1] == pytest.approx(last, abs=1.5)
+
+
+def test_the_crop_is_clips_centre_crop():
+    """The same pixels as resizing the shorter side and cropping the middle, where nothing is interpolated."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    image = np.random.default_rng(0).integers(0, 255, (32, 56, 3), dtype=np.uint8)
+    processor = transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
+    wanted = processor(image, return_tensors="pt")["pixel_values"]
+    steps = Preprocessing(
+        cameras=("CAM_FRONT",),
+        width=32,
+        height=32,
+        mean=tuple(processor.image_mean),
+        std=tuple(processor.image_std),
+        fit="crop",
+    )
+    assert (torch.from_numpy(steps.apply({"CAM_FRONT": image})) - wanted).abs().max() < 1e-5
