@@ -15,6 +15,9 @@ RANK_RESAMPLES = 300
 """Rank correlations are slow to resample."""
 CONFIDENCE = 0.95
 
+LEAST_SCENES = 5
+"""Fewer agree in sign by chance too often for an interval to mean anything: three, one time in four."""
+
 Verdict = Literal["lower", "higher", "no difference shown", "no interval"]
 
 
@@ -23,7 +26,7 @@ class Interval(Record):
 
     Attributes:
         mean: None where nothing counts.
-        low: None where fewer than two scenes count.
+        low: None where fewer than `LEAST_SCENES` scenes count.
         high: likewise.
     """
 
@@ -73,7 +76,7 @@ class SceneBootstrap:
         if not counts.sum(axis=0).all():
             return Interval()
         mean = float((sums.sum(axis=0) / counts.sum(axis=0)).mean())
-        if (np.count_nonzero(counts, axis=0) < 2).any():
+        if (np.count_nonzero(counts, axis=0) < LEAST_SCENES).any():
             return Interval(mean=mean)
         drawn = self._draws @ counts
         usable = drawn.all(axis=1)
@@ -97,7 +100,7 @@ class SceneBootstrap:
         """
         one, other = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
         found = _spearman(one, other)
-        if found is None or self._count < 2:
+        if found is None or self._count < LEAST_SCENES:
             return Interval(mean=found)
         members = [np.flatnonzero(self._scene_of_sample == scene) for scene in range(self._count)]
         resampled = []

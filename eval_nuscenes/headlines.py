@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eval_nuscenes.bootstrap import Interval
+from eval_nuscenes.bootstrap import LEAST_SCENES, Interval
 from eval_nuscenes.comparison import LatencyComparison
 from eval_nuscenes.evaluation import PRUNED
 from eval_nuscenes.summary import EvaluationSummary, Planning, VariantSummary
@@ -70,7 +70,7 @@ def verdict(difference: Interval) -> str:
     if difference.mean is None:
         return "no sample counts"
     if difference.low is None or difference.high is None:
-        return f"{signed(difference.mean)} m, without an interval (one scene only)"
+        return f"{signed(difference.mean)} m, without an interval (fewer than {LEAST_SCENES} scenes)"
     interval = f"{signed(difference.mean)} m [{signed(difference.low)}, {signed(difference.high)}]"
     if difference.verdict == "no difference shown":
         return f"{interval}, no difference can be shown"
@@ -112,7 +112,7 @@ def _difference(above: Interval | None, reference: str) -> str:
     if above is None or above.mean is None:
         return "has no sample that counts"
     if above.low is None or above.high is None:
-        return "has no interval (one scene only)"
+        return f"{signed(above.mean)} m, without an interval (fewer than {LEAST_SCENES} scenes)"
     name = "unpruned" if reference == "full" else reference
     interval = f"{signed(above.mean)} m [{signed(above.low)}, {signed(above.high)}]"
     if above.verdict == "no difference shown":

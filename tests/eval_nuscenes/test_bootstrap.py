@@ -22,25 +22,26 @@ def test_intervals_cover_the_mean_of_correlated_scenes() -> None:
     assert covered >= 52  # resampling single samples would cover about a third
 
 
-def test_intervals_weigh_scenes_by_what_counts_and_need_two() -> None:
-    bootstrap = SceneBootstrap(["a", "a", "b"])
-    counted = bootstrap.mean([1.0, 3.0, 100.0], [True, True, False])
-    assert (counted.mean, counted.low) == (2.0, None)
-    both = bootstrap.mean([1.0, 3.0, 5.0], [True, True, True])
-    assert both.mean == 3.0
-    assert (both.low, both.high) == (2.0, 5.0)
-    assert bootstrap.mean([1.0, 1.0, 1.0], [False] * 3).mean is None
+def test_intervals_weigh_scenes_by_what_counts_and_need_five() -> None:
+    bootstrap = SceneBootstrap(["a", "a", "b", "c", "d", "e"])
+    values = [1.0, 3.0, 2.0, 2.0, 2.0, 100.0]
+    four = bootstrap.mean(values, [True] * 5 + [False])
+    assert (four.mean, four.low, four.high) == (2.0, None, None)
+    five = bootstrap.mean([1.0, 3.0, 2.0, 2.0, 2.0, 8.0], [True] * 6)
+    assert five.mean == 3.0
+    assert five.low == 2.0 and 3.0 < five.high < 8.0
+    assert bootstrap.mean(values, [False] * 6).mean is None
 
 
 def test_columns_are_averaged_with_their_own_counts() -> None:
-    bootstrap = SceneBootstrap(["a", "a", "b"])
-    values = [[1.0, 10.0], [3.0, 99.0], [5.0, 20.0]]
-    counted = [[True, True], [True, False], [True, True]]
+    bootstrap = SceneBootstrap(["a", "a", "b", "c", "d", "e"])
+    values = [[1.0, 10.0], [3.0, 99.0], *[[2.0, 10.0]] * 3, [8.0, 60.0]]
+    counted = [[True, True], [True, False], *[[True, True]] * 4]
     found = bootstrap.mean(values, counted)
-    assert found.mean == pytest.approx((3.0 + 15.0) / 2)
-    assert found.low == pytest.approx((2.0 + 10.0) / 2) and found.high == pytest.approx((5.0 + 20.0) / 2)
-    assert bootstrap.mean(values, [[True, False]] * 3).mean is None
-    assert bootstrap.scenes([True, True, False]) == 1
+    assert found.mean == pytest.approx((3.0 + 20.0) / 2)
+    assert found.low == pytest.approx((2.0 + 10.0) / 2) and found.mean < found.high < (8.0 + 60.0) / 2
+    assert bootstrap.mean(values, [[True, False]] * 6).mean is None
+    assert bootstrap.scenes([True, True, False, False, False, False]) == 1
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_a_difference_inside_its_interval_is_not_called_one(written: tuple[str, 
     )
     assert "worse than unpruned" in with_difference(Interval(mean=0.1, low=0.05, high=0.3))
     assert "better than unpruned" in with_difference(Interval(mean=-0.1, low=-0.2, high=-0.05))
-    assert "one scene only" in with_difference(Interval(mean=-0.1))
+    assert "without an interval (fewer than 5 scenes)" in with_difference(Interval(mean=-0.1))
 
 
 def test_few_samples_are_called_few(written: tuple[str, EvaluationSummary]) -> None:

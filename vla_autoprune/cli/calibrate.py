@@ -288,7 +288,7 @@ def chosen_mapping(fit: MappingFit, keep: bool = False) -> SlopeMapping:
     from vla_autoprune.pruning.calibration import SlopeMapping
 
     if fit.helps or keep:
-        return fit.mapping
+        return fit.mapping.without_empty_intervals()
     slope = fit.mapping.fixed_slope
     return SlopeMapping(edges=(), slopes=(slope,), fixed_slope=slope)
 

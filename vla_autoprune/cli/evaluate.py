@@ -259,14 +259,16 @@ def evaluate(
     example = pruned_example(planned.variants) or planned.variants[0]
     shown = samples, planned.records, scored
     cameras = ("CAM_FRONT",) if run is None else run.cameras
-    report.write_report(
-        out / "report.html",
-        result,
-        None if run is None else run.recipe,
-        report.scene_views(*shown, example.name),
-        () if run is None else report.token_views(samples, planned.records, example, cameras),
-        report.worst_views(*shown, example, cameras),
-    )
+    with progress_bar() as progress:
+        progress.add_task("report", total=None)
+        report.write_report(
+            out / "report.html",
+            result,
+            None if run is None else run.recipe,
+            report.scene_views(*shown, example.name),
+            () if run is None else report.token_views(samples, planned.records, example, cameras),
+            report.worst_views(*shown, example, cameras),
+        )
     written = [out / "results.json", out / "report.html"]
     if record is not None:
         written += _record(record, samples, planned, example, out)

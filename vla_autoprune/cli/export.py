@@ -160,3 +160,6 @@ def _print_result(console: Console, bundle: Bundle, report: ParityReport, lint: 
     )
     verdicts = [f"{name} {len(lint.of(name)) or 'no'} findings" for name in lint.targets]
     console.print(f"TensorRT linter, {lint.variants} sets of shapes: {', '.join(verdicts)}")
+    refused = [name for name in lint.targets if lint.of(name)]
+    if refused:
+        console.print(f"for {' or '.join(refused)} export with --target {refused[0]}")

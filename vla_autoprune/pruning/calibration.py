@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,20 @@ class SlopeMapping:
     def slope_of(self, complexities: FloatArray) -> NDArray[np.int64]:
         """[n] index into `slopes` of each complexity."""
         return np.searchsorted(np.asarray(self.edges), complexities, side="right")
+
+    def without_empty_intervals(self) -> SlopeMapping:
+        """The same mapping without slopes that no complexity takes; the fixed slope stays in any case."""
+        bounds = (-math.inf, *self.edges, math.inf)
+        taken = [
+            place
+            for place, slope in enumerate(self.slopes)
+            if bounds[place] < bounds[place + 1] or slope == self.fixed_slope
+        ]
+        return SlopeMapping(
+            edges=tuple(bounds[place] for place in taken[1:]),
+            slopes=tuple(self.slopes[place] for place in taken),
+            fixed_slope=self.fixed_slope,
+        )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,13 @@ SLOPES = (0.0, 0.2, 0.4)
 WORK = (0.300, 0.301, 0.302)
 
 
+def test_slopes_that_no_frame_takes_are_left_out() -> None:
+    mapping = SlopeMapping(edges=(0.4, 0.4), slopes=(0.4, 0.2, 0.0), fixed_slope=0.0)
+    assert mapping.without_empty_intervals() == SlopeMapping((0.4,), (0.4, 0.0), 0.0)
+    always = SlopeMapping(edges=(0.4, 0.4), slopes=(0.4, 0.2, 0.0), fixed_slope=0.2)
+    assert always.without_empty_intervals() == always
+
+
 def dataset(samples: int, sign: float, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Frames whose best slope rises with complexity (sign 1), falls with it (-1), or does not care (0)."""
     generator = np.random.default_rng(seed)
