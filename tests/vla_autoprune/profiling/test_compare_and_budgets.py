@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -94,3 +96,11 @@ def test_a_budget_file_that_makes_no_sense_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         read_budgets(path)
+
+
+def test_the_budget_file_of_the_documentation_is_one(repository):
+    yaml = pytest.importorskip("yaml")
+    page = (repository / "docs" / "profiling.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    budgets = Budgets.model_validate(yaml.safe_load(block))
+    assert budgets.total_ms.p99 == 120 and budgets.buckets["b25_s0"].total_ms.p99 == 80
