@@ -291,7 +291,7 @@ def _row(name: str, runs: dict[str, list[Planned]]) -> dict[str, Any]:
         own_ms, base_ms = (
             [sum(planned.ms[part] for part in parts) for planned in each] for each in (own, base)
         )
-        row[f"{what}_speed_up"] = median_ratio(own_ms, base_ms).model_dump()
+        row[f"{what}_speed_up"] = median_ratio(own_ms, base_ms, paired=True).model_dump()
     same = [np.mean(np.equal(one.tokens, two.tokens)) for one, two in zip(own, base, strict=True)]
     return {**row, "same_tokens": float(np.mean(same))}
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from vla_autoprune.frame import IntArray
 from vla_autoprune.profiling.document import Distribution, Ratio
 
 LEAST_SAMPLES = {"p90": 10, "p99": 100}
@@ -51,7 +52,9 @@ def missing_percentiles(count: int) -> str:
     return f"{count} frames per bucket are too few: {', '.join(missing)}" if missing else ""
 
 
-def median_ratio(base: Sequence[float], other: Sequence[float], seed: int = 0) -> Ratio:
+def median_ratio(
+    base: Sequence[float], other: Sequence[float], paired: bool = False, seed: int = 0
+) -> Ratio:
     """Median of `other` over the median of `base`, with a 95 % interval.
 
     What disturbs a machine lasts longer than a frame, so that neighbours are alike: whole runs of
@@ -60,6 +63,8 @@ def median_ratio(base: Sequence[float], other: Sequence[float], seed: int = 0) -
     Args:
         base: [n] samples in the order they were measured.
         other: [m] likewise.
+        paired: whether they were measured in turns, n = m: then both are drawn at the same moments, and what
+            slowed the machine down cancels.
         seed: of the resampling.
 
     Returns:
@@ -76,14 +81,16 @@ def median_ratio(base: Sequence[float], other: Sequence[float], seed: int = 0) -
     if min(len(one), len(two)) < LEAST_SAMPLES["p90"]:
         return Ratio(ratio=ratio)
     generator = np.random.default_rng(seed)
-    drawn = _resampled_medians(two, generator) / _resampled_medians(one, generator)
+    rows = _resampled_rows(len(two), generator)
+    drawn = np.median(two[rows], axis=1)
+    drawn /= np.median(one[rows if paired else _resampled_rows(len(one), generator)], axis=1)
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Ratio(ratio=ratio, low=float(low), high=float(high))
 
 
-def _resampled_medians(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    length = max(1, round(math.sqrt(len(values))))
-    blocks = -(-len(values) // length)
-    starts = generator.integers(0, len(values) - length + 1, size=(RESAMPLES, blocks))
-    rows = (starts[:, :, None] + np.arange(length)).reshape(RESAMPLES, -1)[:, : len(values)]
-    return np.median(values[rows], axis=1)
+def _resampled_rows(count: int, generator: np.random.Generator) -> IntArray:
+    """[resamples, count] indices, blocks of neighbours at a time."""
+    length = max(1, round(math.sqrt(count)))
+    blocks = -(-count // length)
+    starts = generator.integers(0, count - length + 1, size=(RESAMPLES, blocks))
+    return (starts[:, :, None] + np.arange(length)).reshape(RESAMPLES, -1)[:, :count]
