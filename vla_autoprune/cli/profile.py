@@ -246,7 +246,8 @@ def print_profile(result: Profile, console: Console) -> None:
     """Buckets, the stages of the unpruned and of the leanest, and everything that qualifies them."""
     from vla_autoprune.profiling.roofline import amdahl
 
-    console.print(_bucket_table(result))
+    console.print(_phase_table(result))
+    console.print(_total_table(result))
     leanest = min(result.buckets, key=lambda bucket: bucket.work_fraction)
     for name in dict.fromkeys((result.buckets[0].name, leanest.name)):
         console.print(_stage_table(result, name))
@@ -282,27 +283,30 @@ def print_profile(result: Profile, console: Console) -> None:
         console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
 
 
-def _bucket_table(result: Profile) -> Table:
+def _phase_table(result: Profile) -> Table:
+    """What each bucket carries, and the medians of the parts of a plan."""
     from vla_autoprune.profiling.document import PHASES
 
     conditions = result.conditions
-    table = _table(f"{conditions.model} on {conditions.device}")
-    table.add_column("bucket", no_wrap=True)
-    columns = ("tokens", "work", "KV MiB", *PHASES)
-    for name in (*columns, "a token", "total p50", "p90", "p99", "max", "jitter"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table(
+        f"{conditions.model} on {conditions.device}: medians in ms", ("tokens", "work", "KV MiB", *PHASES)
+    )
     for bucket in result.buckets:
-        total, token = bucket.total, bucket.decode_per_token
-        phases = [_ms(bucket.phase_ms(phase)) for phase in PHASES]
         table.add_row(
             bucket.name,
             f"{bucket.visual_tokens_into_layers:.0f}",
             f"{bucket.work_fraction:.0%}",
             f"{bucket.kv_mib:.2f}",
-            *phases,
-            _ms(None if token is None else token.p50),
-            *_figures(total),
+            *(_ms(bucket.phase_ms(phase)) for phase in PHASES),
         )
+    return table
+
+
+def _total_table(result: Profile) -> Table:
+    table = _table("whole plans, ms", ("p50", "p90", "p99", "max", "jitter", "p50 of a decoded token"))
+    for bucket in result.buckets:
+        token = bucket.decode_per_token
+        table.add_row(bucket.name, *_figures(bucket.total), _ms(None if token is None else token.p50))
     return table
 
 
@@ -312,10 +316,8 @@ def _stage_table(result: Profile, name: str) -> Table:
     bucket = result.bucket(name)
     assert bucket is not None
     clocks = " and ".join(sorted({stage.clock for stage in bucket.stages}))
-    table = _table(f"bucket {name}: ms per plan by the {clocks} clock")
-    table.add_column("stage", no_wrap=True)
-    for column in ("rows", "p50", "p90", "p99", "max", "jitter", "GFLOP/s", "GB/s", "of ceiling"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("rows", "p50", "p90", "p99", "max", "jitter", "GFLOP/s", "of ceiling")
+    table = _table(f"bucket {name}: ms per plan by the {clocks} clock", columns)
     for stage in bucket.stages:
         found = reached(stage, result.ceiling)
         share = f"{found.share:.0%} {found.bound}" if found and found.share is not None else ""
@@ -324,14 +326,17 @@ def _stage_table(result: Profile, name: str) -> Table:
             "" if stage.rows is None else str(stage.rows),
             *_figures(stage.time),
             f"{found.flops_per_s / 1e9:.1f}" if found and found.flops_per_s else "",
-            f"{found.bytes_per_s / 1e9:.1f}" if found else "",
             share,
         )
     return table
 
 
-def _table(title: str) -> Table:
-    return Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), title=title)
+def _table(title: str, columns: Sequence[str]) -> Table:
+    """A name, then figures."""
+    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), title=title)
+    for name in ("", *columns):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    return table
 
 
 def _figures(time: Distribution) -> list[str]:
@@ -340,7 +345,9 @@ def _figures(time: Distribution) -> list[str]:
 
 
 def _ms(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+    if value is None:
+        return "–"
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def _rate(value: float | None, unit: str) -> str:

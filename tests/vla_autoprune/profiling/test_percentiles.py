@@ -41,7 +41,8 @@ def test_a_ratio_knows_its_doubt():
     # Measured in turns, what slows both down cancels.
     busy = np.repeat(generator.uniform(1, 5, 20), 10)
     apart, together = (median_ratio(base * busy, other * busy, paired=paired) for paired in (False, True))
-    assert together.high - together.low < 0.5 * (apart.high - apart.low) and together.low < 1.2 < together.high
+    assert together.high - together.low < 0.5 * (apart.high - apart.low)
+    assert together.low < 1.2 < together.high
     # A disturbance that lasts makes neighbours alike; the interval has to grow with it.
     slow = base + 20 * (np.arange(200) // 50 % 2)
     steady, drifting = median_ratio(base, base), median_ratio(base, slow)
