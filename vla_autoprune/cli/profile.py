@@ -316,11 +316,13 @@ def _stage_table(result: Profile, name: str) -> Table:
     bucket = result.bucket(name)
     assert bucket is not None
     clocks = " and ".join(sorted({stage.clock for stage in bucket.stages}))
-    columns = ("rows", "p50", "p90", "p99", "max", "jitter", "GFLOP/s", "of ceiling")
+    columns = ("rows", "p50", "p90", "p99", "max", "jitter", "GFLOP/s", "ceiling")
     table = _table(f"bucket {name}: ms per plan by the {clocks} clock", columns)
     for stage in bucket.stages:
         found = reached(stage, result.ceiling)
-        share = f"{found.share:.0%} {found.bound}" if found and found.share is not None else ""
+        share = ""
+        if found and found.share is not None:
+            share = f"{found.share:.0%} of {'math' if found.bound == 'compute' else 'mem'}"
         table.add_row(
             f"{stage.name} × {stage.runs_per_plan}" if stage.runs_per_plan > 1 else stage.name,
             "" if stage.rows is None else str(stage.rows),
