@@ -30,6 +30,7 @@ PARAMETERS: Mapping[str, tuple[int, ...]] = {
     "Expand": (1,),
     "Reshape": (1,),
     "Slice": (1, 2, 3, 4),
+    "Split": (1,),
     "Squeeze": (1,),
     "TopK": (1,),
     "Unsqueeze": (1,),
@@ -202,6 +203,28 @@ def _require(operator: str, **given: tuple[Any, Any]) -> None:
             raise NotImplementedError(f"{operator} with {name} {value}, only {allowed} is known")
 
 
+def _gemm(
+    left: Tensor,
+    right: Tensor,
+    added: Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
+) -> Tensor:
+    product = alpha * torch.matmul(left.T if transA else left, right.T if transB else right)
+    return product if added is None else product + beta * added
+
+
+def _split(
+    data: Tensor, sizes: Sequence[int] | None = None, *, axis: int = 0, num_outputs: int = 1
+) -> Tensor | tuple[Tensor, ...]:
+    """A tuple of parts; of one part, the part."""
+    parts = torch.split(data, list(sizes) if sizes else -(-data.shape[axis] // num_outputs), dim=axis)
+    return parts if len(parts) > 1 else parts[0]
+
+
 OPERATORS: Mapping[str, Operator] = {
     "Add": torch.add,
     "And": torch.logical_and,
@@ -220,6 +243,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Expand": _expand,
     "Gather": _gather,
     "Gelu": _gelu,
+    "Gemm": _gemm,
     "Greater": torch.gt,
     "GreaterOrEqual": torch.ge,
     "Identity": lambda data: data,
@@ -249,6 +273,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Sin": torch.sin,
     "Slice": _slice,
     "Softmax": lambda data, *, axis=-1: data.softmax(dim=axis),
+    "Split": _split,
     "Sqrt": torch.sqrt,
     "Squeeze": _squeeze,
     "Sub": torch.sub,

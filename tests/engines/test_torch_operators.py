@@ -38,6 +38,14 @@ CASES = {
     "Clip with one end": ("Clip", [X, np.array(-2, dtype=np.float32)], {}),
     "Cast to whole numbers": ("Cast", [X / 3], {"to": onnx.TensorProto.INT64}),
     "Max of three": ("Max", [X, -X, X * 0 + 2], {}),
+    "Gemm with everything": (
+        "Gemm",
+        [X[0], X[1, :, :3] / 4, X[0, 1, :3]],
+        {"transA": 1, "transB": 1, "alpha": 0.5, "beta": 2.0},
+    ),
+    "Gemm with nothing": ("Gemm", [X[0], X[1].T.copy()], {}),
+    "Split in unequal parts": ("Split", [X, [1, 2]], {"axis": 1}),
+    "Split in parts of a size": ("Split", [X], {"axis": 1, "num_outputs": 2}),
 }
 
 
@@ -46,7 +54,7 @@ def test_operators_do_what_onnx_defines(case):
     operator, inputs, attributes = CASES[case]
     names = [f"in_{index}" for index in range(len(inputs))]
     arrays = [np.array(value, dtype=np.int64) if isinstance(value, list) else value for value in inputs]
-    outputs = ["out", "indices"] if operator == "TopK" else ["out"]
+    outputs = ["first", "second"] if operator in ("TopK", "Split") else ["out"]
     graph = helper.make_graph(
         [helper.make_node(operator, names, outputs, **attributes)],
         "one",
