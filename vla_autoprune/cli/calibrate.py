@@ -27,7 +27,7 @@ from vla_autoprune.cli.options import (
     refuse,
     require_file,
 )
-from vla_autoprune.errors import InputError
+from vla_autoprune.errors import InputError, RecipeError
 from vla_autoprune.files import write_whole
 from vla_autoprune.progress import progress_bar
 
@@ -216,7 +216,7 @@ def _slopes(text: str | None) -> list[float]:
 def _check_recipe_options(
     shape: ModelShape, layout: PromptLayout, slopes: list[float], options: dict[str, Any]
 ) -> None:
-    """Refuse points that this model has not and budgets that are out of reach, all at once.
+    """Refuse points and cameras that this model has not, and budgets that are out of reach, all at once.
 
     Raises:
         InputError: naming the options.
@@ -229,6 +229,10 @@ def _check_recipe_options(
             stage_lengths(shape.layers, options["pruning_points"])
         except ValueError as error:
             raise InputError(f"--points: {error}") from error
+    try:
+        build_recipe(shape, layout, slopes=slopes, **{**options, "budgets": []})
+    except RecipeError as error:
+        raise InputError(f"--camera-floors: {error}") from error
     faults: list[str] = []
     for budget in options["budgets"]:
         with gathered(faults):
