@@ -62,6 +62,21 @@ class Case:
     frames: list[tuple[np.ndarray, np.ndarray, int]]
 
 
+def answer_with_plans(vla: Any) -> None:
+    """Bias random weights to alternate distances and curvatures, so that the runtime takes the answers."""
+    import torch
+
+    with torch.no_grad():
+        words, answers = vla.model.get_input_embeddings().weight, vla.model.get_output_embeddings().weight
+        distances, curvatures = (
+            slice(t.start, t.stop) for t in (vla.codec.tokens_at(0), vla.codec.tokens_at(1))
+        )
+        answers.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
+        words[:, 0], answers[:, 0] = 3.0, 0.0
+        words[distances, 0] = -3.0
+        answers[distances, 0], answers[curvatures, 0] = 1.0, -1.0
+
+
 def case_of(options: argparse.Namespace) -> Case:
     """A driving VLA, shipped or random, on images of noise and prompts of its own."""
     from vla_autoprune.bundle import RECIPE
@@ -82,6 +97,7 @@ def case_of(options: argparse.Namespace) -> Case:
             feed_forward=round(2.75 * options.hidden),
         )
         vla = build_model(size)
+        answer_with_plans(vla)
         shape = adapter_for(vla.model).shape("random")
         length = vla.codec.length
         recipe = build_recipe(shape, vla.prompt.layout, decode_length=length, budgets=options.budgets)

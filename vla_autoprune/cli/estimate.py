@@ -189,6 +189,8 @@ def _stage_table(row: BucketEstimate) -> Table:
 
 def _span(values: tuple[float, float], digits: int = 0) -> str:
     low, high = values
+    if high >= 1e5:
+        return f"{low / 1e3:.0f} … {high / 1e3:.0f} s"
     places = digits or (1 if high < 10 else 0)
     return f"{low:.{places}f} … {high:.{places}f}"
 

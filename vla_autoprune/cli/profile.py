@@ -371,17 +371,13 @@ def _print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(f"A: {comparison.base}\nB: {comparison.other}", highlight=False)
     for difference in comparison.differences:
         console.print(f"differs: {difference}", style="yellow", highlight=False, markup=False)
-    table = Table("bucket", "what", pad_edge=False)
-    for name in ("A p50 ms", "B p50 ms", "B / A", "95 % interval"):
-        table.add_column(name, justify="right")
-    table.add_column("")
-    marks = {"slower": "[bold red]slower[/]", "faster": "[green]faster[/]"}
+    table = _table("", ("A p50 ms", "B p50 ms", "B / A", "95 % interval", "verdict"))
+    marks = {"slower": "[bold red]slower[/]", "faster": "[green]faster[/]", "no difference shown": "–"}
     for change in comparison.changes:
         ratio = change.ratio
         interval = "" if ratio.low is None else f"{ratio.low:.3f} … {ratio.high:.3f}"
         table.add_row(
-            change.bucket,
-            change.what,
+            f"{change.bucket} {change.what}",
             f"{change.base_ms:.3f}",
             f"{change.other_ms:.3f}",
             f"{ratio.ratio:.3f}",

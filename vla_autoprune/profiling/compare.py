@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+import numpy as np
+
 from vla_autoprune.errors import InputError
 from vla_autoprune.profiling.document import PHASES, BucketProfile, Profile, Ratio, Record
 from vla_autoprune.profiling.percentiles import median_ratio
@@ -128,7 +130,7 @@ def _change(
         verdict = "slower"
     elif ratio.high < 1 - tolerance:
         verdict = "faster"
-    base_ms, other_ms = (sorted(values)[len(values) // 2] for values in (before, after))
+    base_ms, other_ms = (float(np.median(values)) for values in (before, after))
     return Change(bucket=bucket, what=what, base_ms=base_ms, other_ms=other_ms, ratio=ratio, verdict=verdict)
 
 
