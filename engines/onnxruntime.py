@@ -23,7 +23,7 @@ _PROVIDER_NAMES: Mapping[Provider, str] = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 
-_TYPE_NAMES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+_TYPE_NAMES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(float16)": "float16"}
 
 
 class OnnxRuntimeBackend:
@@ -42,8 +42,8 @@ class OnnxRuntimeBackend:
             in the bundle's engines folder.
 
     Raises:
-        BackendError: this ONNX Runtime has no such provider or cannot start it, refuses a graph, or a graph's
-            tensors are not those of the contract.
+        BackendError: the bundle is of precision bf16, this ONNX Runtime has no such provider or cannot start
+            it, refuses a graph, or a graph's tensors are not those of the contract.
     """
 
     name = "onnxruntime"
@@ -61,6 +61,12 @@ class OnnxRuntimeBackend:
         kind = "CPU" if provider == "cpu" else "GPU"
         self.device = f"{kind}, onnxruntime {onnxruntime.__version__}, {where}"
         self.graphs = bundle.graphs
+        if bundle.manifest.options.precision == "bf16":
+            raise BackendError(
+                f"{bundle.path} is of precision bf16, which onnxruntime does not run: its CPU has no "
+                "bfloat16 MatMul and numpy no bfloat16 buffers; use --backend torch, torch-cuda or tensorrt, "
+                "or export with --precision fp16 or fp32"
+            )
         providers = _providers(provider, bundle)
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
         for name in bundle.graphs:

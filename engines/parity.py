@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 
 from engines.lint import TARGETS, LintReport, TargetName, lint_bundle
 from engines.onnxruntime import OnnxRuntimeBackend
+from engines.stage_parity import StageParityReport, check_stages
+from engines.torch_graphs import TorchBackend
 from engines.verify import Answer, Sample, feature_rows, text_rows, write_sample
 from vla_autoprune import contract
 from vla_autoprune.bundle import LINT, SAMPLES, Bundle, load_bundle
+from vla_autoprune.contract import Precision
 from vla_autoprune.errors import BundleError, ParityError
 from vla_autoprune.export.eager import EagerRun, encode_eager, run_eager
 from vla_autoprune.export.export import export_bundle, text_files
@@ -28,11 +31,16 @@ from vla_autoprune.recipe import Bucket, PromptLayout, PruningRecipe
 from vla_autoprune.runtime.backend import Backend
 from vla_autoprune.runtime.pipeline import Pipeline, Prefill, Timings
 
-TOLERANCE = 1e-4
-"""Largest difference of a logit, of the complexity in bits, and of a hidden state over its largest value."""
+TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1.5e-1}
+"""Largest difference of a logit, of the complexity in bits, and of a hidden state over its largest value. In
+half precision the original is the model in float32, and logits and bits count over their largest value."""
 
-TIE = 1e-6
+TIES: Mapping[Precision, float] = {"fp32": 1e-6, "fp16": 1e-2, "bf16": 1e-1}
 """Scores that differ by less than this share of the largest rank as equal; either token may be kept."""
+
+TIED_SHARE: Mapping[Precision, float] = {"fp32": 0.25, "fp16": 0.75, "bf16": 0.75}
+"""Largest share of comparisons that may end at a tie. The unpruned bucket has none, so half precision is
+always compared to the end there."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ def check_parity(
     model: StageModel,
     inputs: Sequence[ParityInput],
     *,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     record: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ParityReport:
@@ -115,7 +123,7 @@ def check_parity(
         backend: runs it.
         model: the original.
         inputs: prompts with images.
-        tolerance: see `TOLERANCE`.
+        tolerance: None takes that of the bundle's precision, see `TOLERANCES`.
         record: folder to write the inputs and the original's answers to, for checks where torch is absent.
         progress: called with comparisons done and to do.
 
@@ -127,6 +135,9 @@ def check_parity(
     """
     pipeline = Pipeline(bundle, backend)
     buckets = bundle.recipe.buckets
+    precision = bundle.manifest.options.precision
+    tie, relative = TIES[precision], precision != "fp32"
+    tolerance = TOLERANCES[precision] if tolerance is None else tolerance
     stage_error = np.zeros(len(bundle.recipe.stages))
     logit_error, generate_error, ties = 0.0, 0.0, 0
     for number, given in enumerate(inputs):
@@ -148,12 +159,13 @@ def check_parity(
             answers[bucket.name] = eager
             staged = _run_staged(pipeline, bucket, given, eager.tokens, eager.hidden)
             where = f"bucket {bucket.name}, input {number}"
-            if not abs(staged.prefill.complexity - eager.complexity) <= tolerance:
+            bits = tolerance * max(1.0, eager.complexity) if relative else tolerance
+            if not abs(staged.prefill.complexity - eager.complexity) <= bits:
                 raise ParityError(
                     f"complexity ({where}) is {staged.prefill.complexity:.6f} bits, the original's is "
-                    f"{eager.complexity:.6f}, allowed is {tolerance:.0e} off; buckets would be chosen wrongly"
+                    f"{eager.complexity:.6f}, allowed is {bits:.0e} off; buckets would be chosen wrongly"
                 )
-            if not _same_tokens(staged.prefill, eager, bucket, where):
+            if not _same_tokens(staged.prefill, eager, tie, where):
                 ties += 1
                 continue
             errors = staged.stage_errors
@@ -165,7 +177,7 @@ def check_parity(
                     f"their largest value, allowed is {tolerance:.0e}; "
                     "the export does not compute what the model computes"
                 )
-            difference = _compare_answers(staged, eager.tokens, eager.logits, tolerance, where)
+            difference = _compare_answers(staged, eager.tokens, eager.logits, tolerance, where, relative)
             logit_error = max(logit_error, difference)
             if bucket is buckets[0]:
                 tokens, logits = model.generate(
@@ -178,7 +190,7 @@ def check_parity(
                 if not np.array_equal(fed, eager.tokens):
                     staged = _run_staged(pipeline, bucket, given, fed, eager.hidden)
                 where = f"unpruned bundle against transformers' generate, input {number}"
-                difference = _compare_answers(staged, fed, logits.numpy(), tolerance, where)
+                difference = _compare_answers(staged, fed, logits.numpy(), tolerance, where, relative)
                 generate_error = max(generate_error, difference)
         if record is not None:
             record.mkdir(exist_ok=True)
@@ -193,7 +205,7 @@ def check_parity(
                 },
             )
             write_sample(record / f"sample_{number:02d}.npz", sample)
-    if ties > len(inputs) * len(buckets) / 4:
+    if ties > len(inputs) * len(buckets) * TIED_SHARE[precision]:
         raise ParityError(
             f"{ties} of {len(inputs) * len(buckets)} comparisons met tied scores; "
             "the scores of this model do not rank its visual tokens"
@@ -214,10 +226,14 @@ def export_checked(
     out: Path,
     *,
     opset: int = 23,
+    precision: Precision = "fp32",
     target: TargetName | None = None,
     progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[Bundle, ParityReport, LintReport]:
+) -> tuple[Bundle, ParityReport | StageParityReport, LintReport]:
     """Export a driving VLA, lint and check the bundle and record samples before it gets its name.
+
+    What onnxruntime does not run (bf16) is checked on the torch backend. A model whose weights stay in files
+    is checked stage by stage, without samples: they hold whole answers, and those need the whole model.
 
     Args:
         model: `vla`, taken apart.
@@ -225,6 +241,7 @@ def export_checked(
         recipe: made for it.
         out: the bundle's directory.
         opset: 18 or 23.
+        precision: what weights are stored and layers computed in.
         target: where engines are to be built; the linter must find nothing for it. None asks for all
             targets, and what it finds is only written down.
         progress: called with what is done next, and how far along that is.
@@ -236,7 +253,7 @@ def export_checked(
         BundleError: TensorRT's parser on the target would refuse a graph; nothing is left of the bundle then.
         ParityError: the bundle does not compute what the model computes; nothing is left of it then.
     """
-    reports: list[ParityReport] = []
+    reports: list[ParityReport | StageParityReport] = []
     lints: list[LintReport] = []
 
     def check(folder: Path) -> None:
@@ -254,7 +271,20 @@ def export_checked(
             vla.prompt.build(EgoState(4.2, -1.0, 0.2), Command.LEFT),
         ]
         inputs = parity_inputs(bundle, prompts, vla.preprocessing.mean, vla.preprocessing.std)
-        backend = OnnxRuntimeBackend(bundle)
+        if model.streams:
+            given = inputs[0]
+            report = check_stages(
+                bundle,
+                model,
+                given.pixel_values,
+                given.token_ids,
+                given.length,
+                tolerance=TOLERANCES[precision],
+                progress=None if progress is None else partial(progress, "parity, stage by stage"),
+            )
+            reports.append(report)
+            return
+        backend: Backend = TorchBackend(bundle) if precision == "bf16" else OnnxRuntimeBackend(bundle)
         try:
             reports.append(
                 check_parity(
@@ -269,7 +299,9 @@ def export_checked(
         finally:
             backend.close()
 
-    bundle = export_bundle(model, recipe, out, text_files(vla), opset=opset, check=check, progress=progress)
+    bundle = export_bundle(
+        model, recipe, out, text_files(vla), opset=opset, precision=precision, check=check, progress=progress
+    )
     return bundle, reports[0], lints[0]
 
 
@@ -306,7 +338,7 @@ def _run_staged(
     return _Staged(prefill, errors, stacked, stacked.argmax(axis=1))
 
 
-def _same_tokens(staged: Prefill, eager: EagerRun, bucket: Bucket, where: str) -> bool:
+def _same_tokens(staged: Prefill, eager: EagerRun, tie: float, where: str) -> bool:
     """Whether the same visual tokens were kept; False if only tied scores made the difference."""
     for point, score in enumerate(eager.scores):
         found, wanted = staged.kept_visual[point + 1], eager.kept_visual[point + 1]
@@ -315,7 +347,7 @@ def _same_tokens(staged: Prefill, eager: EagerRun, bucket: Bucket, where: str) -
         slots = eager.kept_visual[point]
         score_of = dict(zip(slots.tolist(), score.tolist(), strict=True))
         swapped = [score_of[token] for token in np.setxor1d(found, wanted).tolist() if token in score_of]
-        if swapped and max(swapped) - min(swapped) <= TIE * float(np.abs(score).max()):
+        if swapped and max(swapped) - min(swapped) <= tie * float(np.abs(score).max()):
             return False
         raise ParityError(
             f"pruning point {point} ({where}): keeps other visual tokens than the original, "
@@ -326,13 +358,16 @@ def _same_tokens(staged: Prefill, eager: EagerRun, bucket: Bucket, where: str) -
 
 
 def _compare_answers(
-    staged: _Staged, tokens: IntArray, logits: FloatArray, tolerance: float, where: str
+    staged: _Staged, tokens: IntArray, logits: FloatArray, tolerance: float, where: str, relative: bool
 ) -> float:
+    """Largest difference of a logit, over the largest logit where `relative`."""
+    scale = float(np.abs(logits).max()) if relative else 1.0
     difference = float(np.abs(staged.logits - logits).max())
-    if not difference <= tolerance:
+    if not difference <= tolerance * scale:
         step = int(np.abs(staged.logits - logits).max(axis=1).argmax())
         raise ParityError(
-            f"{where}: logits of answer token {step} differ by {difference:.2e}, allowed is {tolerance:.0e}"
+            f"{where}: logits of answer token {step} differ by {difference:.2e}, allowed is "
+            f"{tolerance * scale:.0e}"
         )
     steps = np.arange(len(tokens))
     # Two words whose logits are closer than the difference may change places, and an original that may not
@@ -344,7 +379,7 @@ def _compare_answers(
         raise ParityError(
             f"{where}: answer token {step} is {staged.tokens[step]}, the original says {tokens[step]}"
         )
-    return difference
+    return difference / scale
 
 
 def _answer(run: EagerRun, layout: PromptLayout, length: int) -> Answer:

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 Device = Literal["cpu", "cuda"]
 
-_NUMPY = {torch.float32: np.float32, torch.int64: np.int64}
-
 
 @dataclass(frozen=True)
 class _Call:
@@ -197,8 +195,8 @@ class TorchBackend:
         key = (offset, shape)
         if key not in self._weights:
             size = math.prod(shape) * dtype.itemsize
-            stored = self._file[offset : offset + size].view(_NUMPY[dtype]).reshape(shape)
-            self._weights[key] = torch.from_numpy(stored).to(self._device)
+            stored = torch.from_numpy(self._file[offset : offset + size]).view(dtype).reshape(shape)
+            self._weights[key] = stored.to(self._device)
         return self._weights[key]
 
     def _on_device(self, work: Callable[[], Any]) -> Any:
@@ -366,7 +364,10 @@ def _bound(node: onnx.NodeProto, known: Mapping[str, Tensor]) -> Callable[..., A
 def _inline(tensor: onnx.TensorProto) -> Tensor:
     from onnx import numpy_helper
 
-    return torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
+    values = np.array(numpy_helper.to_array(tensor))
+    if DTYPES[tensor.data_type] == torch.bfloat16:  # numpy has no such type, only its bits
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
 
 
 def _first_line(error: Exception) -> str:

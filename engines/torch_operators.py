@@ -58,6 +58,7 @@ def _attention(
     scale: float | None = None,
     softcap: float = 0.0,
     qk_matmul_output_mode: int = 0,
+    softmax_precision: int = 1,  # torch's kernels weigh half precision in float32 anyway
 ) -> Tensor:
     _require("Attention", softcap=(softcap, 0.0), qk_matmul_output_mode=(qk_matmul_output_mode, 0))
     return functional.scaled_dot_product_attention(

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from vla_autoprune import contract
 from vla_autoprune.bundle import Bundle
+from vla_autoprune.contract import Precision
 from vla_autoprune.errors import BundleError, ParityError
 from vla_autoprune.files import write_whole
 from vla_autoprune.frame import FloatArray, IntArray
@@ -85,6 +86,14 @@ class Gates:
 
     min_cosine: float = 0.9999
     max_norm_error: float = 0.01
+
+
+GATES: Mapping[Precision, Gates] = {
+    "fp32": Gates(),
+    "fp16": Gates(min_cosine=0.999, max_norm_error=0.02),
+    "bf16": Gates(min_cosine=0.98, max_norm_error=0.1),
+}
+"""By the bundle's precision: the recorded answers are those of the model in float32."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +174,7 @@ def verify_bundle(
     Args:
         bundle: a checked bundle, exported with samples.
         backend: runs it.
-        gates: what may differ; None takes the defaults.
+        gates: what may differ; None takes those of the bundle's precision, see `GATES`.
         progress: called with runs done and to do.
         pipeline: of this bundle and backend, if there is one already; memory for a second may be lacking.
 
@@ -177,7 +186,7 @@ def verify_bundle(
         BundleError: a sample is not one of this bundle.
         PlanError: a stage gave values that are not finite.
     """
-    gates = gates or Gates()
+    gates = gates or GATES[bundle.manifest.options.precision]
     paths = [bundle.path / entry.path for entry in bundle.manifest.files if entry.role == "sample"]
     if not paths:
         raise ParityError(f"{bundle.path} has no recorded samples to compare with; {_ANEW}")
@@ -194,9 +203,7 @@ def verify_bundle(
                 agreements.append(Agreement(name, where, graph, tensor, cosine, ratio, passed))
     if progress is not None:
         progress(total, total)
-    return VerifyReport(
-        bundle.manifest.bundle_id, backend.name, backend.device, gates, tuple(agreements)
-    )
+    return VerifyReport(bundle.manifest.bundle_id, backend.name, backend.device, gates, tuple(agreements))
 
 
 def write_sample(path: Path, sample: Sample) -> None:

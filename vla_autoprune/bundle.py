@@ -23,7 +23,8 @@ from vla_autoprune import contract
 from vla_autoprune.errors import BundleError, RecipeError
 from vla_autoprune.files import first_fault, write_whole
 from vla_autoprune.frame import FloatArray
-from vla_autoprune.recipe import PruningRecipe, read_recipe
+from vla_autoprune.pruning.work import kv_mib
+from vla_autoprune.recipe import Bucket, PruningRecipe, read_recipe
 
 BUNDLE_VERSION = 2
 """Raised whenever the bundle's layout or the stage contract changes; readers refuse other versions."""
@@ -85,6 +86,7 @@ class ExportOptions(_Record):
     """What the export was told, and the versions that did it."""
 
     opset: int
+    precision: contract.Precision
     versions: Mapping[str, str]
 
 
@@ -124,6 +126,11 @@ class Bundle:
     def graph_file(self, name: str) -> Path:
         """The ONNX file of a graph."""
         return self.path / next(entry.file for entry in self.manifest.graphs if entry.name == name)
+
+    def kv_mib(self, bucket: Bucket) -> float:
+        """MiB of a bucket's KV caches, in the precision of the export."""
+        dtype = contract.COMPUTED_IN[self.manifest.options.precision]
+        return kv_mib(self.recipe.model, bucket.kv_tokens_per_layer, contract.ITEM_BYTES[dtype])
 
     def embedding(self) -> FloatArray:
         """[vocabulary, d] float32 token embeddings, memory-mapped."""
@@ -232,9 +239,10 @@ def load_bundle(folder: Path) -> Bundle:
     vocabulary = _check_table(folder / EMBEDDING, ("vocabulary", model.hidden))
     _check_table(folder / ROTARY, (recipe.layout.length + recipe.decode_length, 2, model.head_dim))
     try:
-        wanted = {graph.name: graph for graph in contract.graphs(recipe, vocabulary)}
+        graphs_of_recipe = contract.graphs(recipe, vocabulary, manifest.options.precision)
     except RecipeError as error:
         raise BundleError(f"{folder / RECIPE}: {error}; {_ANEW}") from error
+    wanted = {graph.name: graph for graph in graphs_of_recipe}
     if list(graphs) != list(wanted):
         raise BundleError(
             f"{folder / MANIFEST}: graphs are {', '.join(graphs)}, the recipe needs {', '.join(wanted)}; "

@@ -17,7 +17,14 @@ from vla_autoprune.errors import BackendError, BundleError, RecipeError
 from vla_autoprune.recipe import Bucket, PruningRecipe, symbols
 
 Symbols = Mapping[str, int]
-ElementType = Literal["float32", "int64"]
+ElementType = Literal["float32", "int64", "float16", "bfloat16"]
+Precision = Literal["fp32", "fp16", "bf16"]
+"""What weights are stored and layers computed in."""
+
+ITEM_BYTES: Mapping[ElementType, int] = {"float32": 4, "int64": 8, "float16": 2, "bfloat16": 2}
+COMPUTED_IN: Mapping[Precision, ElementType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""The element type of a precision. Keys and values have it as well; all other tensors between graphs stay
+float32, and so do scores, information and the tables on the host."""
 
 VISION = "vision"
 SELECT = "select"
@@ -114,12 +121,13 @@ def selection_graph(recipe: PruningRecipe, bucket: Bucket, point: int) -> str | 
     return SELECT_MERGE if bucket.merged[point] else SELECT
 
 
-def graphs(recipe: PruningRecipe, vocabulary: int) -> tuple[Graph, ...]:
+def graphs(recipe: PruningRecipe, vocabulary: int, precision: Precision = "fp32") -> tuple[Graph, ...]:
     """Every graph of a bundle with this recipe, in the order they run.
 
     Args:
         recipe: what is pruned where.
         vocabulary: logits of the head.
+        precision: of the export; keys and values have its type.
 
     Returns:
         Vision, stages, selections, head.
@@ -138,9 +146,10 @@ def graphs(recipe: PruningRecipe, vocabulary: int) -> tuple[Graph, ...]:
         )
     points = range(len(recipe.pruning_points))
     wanted = {selection_graph(recipe, bucket, point) for bucket in recipe.buckets for point in points}
+    kv = COMPUTED_IN[precision]
     return (
         _vision(recipe),
-        *(_stage(recipe, index, layers) for index, layers in enumerate(recipe.stages)),
+        *(_stage(recipe, index, layers, kv) for index, layers in enumerate(recipe.stages)),
         *(_selection(recipe, name) for name in (SELECT, SELECT_MERGE) if name in wanted),
         _head(recipe, vocabulary),
     )
@@ -171,7 +180,7 @@ def _rows(recipe: PruningRecipe) -> tuple[Tensor, ...]:
     )
 
 
-def _stage(recipe: PruningRecipe, stage: int, layers: range) -> Graph:
+def _stage(recipe: PruningRecipe, stage: int, layers: range, kv: ElementType) -> Graph:
     model = recipe.model
     ranks = layers.stop < model.layers
     inputs = [*_rows(recipe)]
@@ -193,8 +202,8 @@ def _stage(recipe: PruningRecipe, stage: int, layers: range) -> Graph:
         outputs.append(Tensor("complexity", (1,)))
     for layer in layers:
         for kind in "kv":
-            inputs.append(Tensor(f"past_{kind}_{layer:02d}", (1, model.kv_heads, "s", model.head_dim)))
-            outputs.append(Tensor(f"new_{kind}_{layer:02d}", (1, model.kv_heads, "n", model.head_dim)))
+            inputs.append(Tensor(f"past_{kind}_{layer:02d}", (1, model.kv_heads, "s", model.head_dim), kv))
+            outputs.append(Tensor(f"new_{kind}_{layer:02d}", (1, model.kv_heads, "n", model.head_dim), kv))
 
     name = stage_name(stage)
     prefill = {prefill_variant(stage, b.name): symbols(recipe, b, "prefill")[name] for b in recipe.buckets}

@@ -242,7 +242,12 @@ def _require_contract(engine: trt.ICudaEngine, graph: Graph, path: Path, again: 
     import tensorrt as trt
 
     modes = {trt.TensorIOMode.INPUT: "input", trt.TensorIOMode.OUTPUT: "output"}
-    types = {trt.DataType.FLOAT: "float32", trt.DataType.INT64: "int64"}
+    types = {
+        trt.DataType.FLOAT: "float32",
+        trt.DataType.INT64: "int64",
+        trt.DataType.HALF: "float16",
+        trt.DataType.BF16: "bfloat16",
+    }
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     found = {
         name: (modes.get(engine.get_tensor_mode(name)), types.get(engine.get_tensor_dtype(name)))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_autoprune.contract import ElementType
+from vla_autoprune.contract import ITEM_BYTES, ElementType
 from vla_autoprune.errors import BackendError
 from vla_autoprune.runtime.backend import Steps
 
@@ -74,7 +74,7 @@ class DeviceBuffer:
     @property
     def item_bytes(self) -> int:
         """Of one element."""
-        return np.dtype(self.dtype).itemsize
+        return ITEM_BYTES[self.dtype]
 
     @property
     def row_bytes(self) -> int:
@@ -178,7 +178,7 @@ class Cuda:
         """
         from cuda.bindings import runtime as cudart
 
-        size = max(elements, 1) * np.dtype(dtype).itemsize
+        size = max(elements, 1) * ITEM_BYTES[dtype]
         free, total = self.memory_mib()
         (address,) = self.done(
             cudart.cudaMalloc(size),

@@ -14,12 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from vla_autoprune.cli import app
-from vla_autoprune.pruning.work import kv_mib
+from vla_autoprune.contract import ITEM_BYTES
+from vla_autoprune.recipe import FULL
 
 if TYPE_CHECKING:
     from vla_autoprune.bundle import Bundle
-
-_BYTES = {"float32": 4, "int64": 8}
 
 
 @app.command()
@@ -45,7 +44,7 @@ def inspect(
     model = recipe.model
     console.print(
         f"[bold]{escape(str(bundle))}[/]: bundle version {manifest.bundle_version}, "
-        f"id {manifest.bundle_id[:12]}, opset {manifest.options.opset}\n"
+        f"id {manifest.bundle_id[:12]}, opset {manifest.options.opset}, {manifest.options.precision}\n"
         f"model {model.id}: {model.layers} layers of width {model.hidden}, {model.heads} heads over "
         f"{model.kv_heads} of keys; weights {manifest.weights_sha256[:12]}\n"
         f"prompt: {len(recipe.layout.cameras)} cameras, {recipe.layout.visual_tokens} visual and "
@@ -69,7 +68,8 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         bucket.name: {
             "visual_tokens_into_layers": bucket.visual_tokens_into_layers,
             "work_fraction": bucket.work_fraction,
-            "kv_mib": kv_mib(bundle.recipe.model, bucket.kv_tokens_per_layer),
+            "kv_mib": bundle.kv_mib(bucket),
+            "unpruned_kv_mib": bundle.kv_mib(bundle.recipe.bucket(FULL)),
         }
         for bucket in bundle.recipe.buckets
     }
@@ -80,7 +80,7 @@ def tensor_bytes(bundle: Bundle, graph: str, variant: str) -> int:
     """Bytes of all inputs and outputs of a graph in one variant."""
     shapes = bundle.graphs[graph].shapes(variant)
     return sum(
-        math.prod(shapes[tensor.name]) * _BYTES[tensor.dtype] for tensor in bundle.graphs[graph].tensors
+        math.prod(shapes[tensor.name]) * ITEM_BYTES[tensor.dtype] for tensor in bundle.graphs[graph].tensors
     )
 
 
@@ -112,7 +112,7 @@ def _tensors(bundle: Bundle) -> Table:
 
 def _buckets(bundle: Bundle) -> Table:
     stages = [name for name in bundle.graphs if name.startswith("stage")]
-    columns = ("bucket", *stages, "KV slots", "KV MiB", "work")
+    columns = ("bucket", *stages, "KV slots", "KV MiB", "of unpruned", "work")
     table = _table("buckets: rows n of each stage in prefill, slots s of its KV caches", *columns)
     for bucket in bundle.recipe.buckets:
         prefill, slots = [], []
@@ -125,7 +125,8 @@ def _buckets(bundle: Bundle) -> Table:
             bucket.name,
             *prefill,
             "/".join(slots),
-            f"{kv_mib(bundle.recipe.model, bucket.kv_tokens_per_layer):.3f}",
+            f"{bundle.kv_mib(bucket):.3f}",
+            f"{bundle.kv_mib(bucket) / bundle.kv_mib(bundle.recipe.bucket(FULL)):.0%}",
             f"{bucket.work_fraction:.2f}",
         )
     return table

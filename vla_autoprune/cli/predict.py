@@ -78,6 +78,7 @@ def predict(
     """
     from engines.backends import open_backend
     from vla_autoprune.bundle import load_bundle
+    from vla_autoprune.recipe import FULL
     from vla_autoprune.runtime.planner import Planner
 
     require_directory("--out", out)
@@ -103,7 +104,7 @@ def predict(
         (json.dumps(_document(plan, frame, loaded.manifest.bundle_id), indent=1) + "\n").encode(),
     )
     write_whole(out / "picture.png", picture)
-    _print(plan, out)
+    _print(plan, loaded.kv_mib(loaded.recipe.bucket(FULL)), out)
 
 
 def read_images(folder: Path, cameras: Sequence[str]) -> dict[str, Any]:
@@ -168,7 +169,7 @@ def _document(plan: Plan, frame: Frame, bundle_id: str) -> dict[str, Any]:
     }
 
 
-def _print(plan: Plan, out: Path) -> None:
+def _print(plan: Plan, unpruned_kv_mib: float, out: Path) -> None:
     console = Console(soft_wrap=True)
     table = Table("time", "x forward", "y left", "heading", title=f"bucket {plan.bucket}")
     for time, (x, y, heading) in zip(plan.times_s, plan.waypoints_in_ego, strict=True):
@@ -180,7 +181,7 @@ def _print(plan: Plan, out: Path) -> None:
     )
     console.print(
         f"visual tokens into the layers {sum(visual) / len(visual):.1f} of {visual[0]}, "
-        f"work {plan.work_fraction:.0%}, KV {plan.kv_mib:.2f} MiB, "
+        f"work {plan.work_fraction:.0%}, KV {plan.kv_mib:.2f} of {unpruned_kv_mib:.2f} MiB, "
         f"{plan.timings_ms['total']:.1f} ms ({split})"
     )
     for flag in plan.flags:

@@ -163,12 +163,14 @@ def _schedule_columns(recipe: PruningRecipe) -> dict[str, Cell]:
 def _cost_columns(recipe: PruningRecipe) -> dict[str, Cell]:
     """What each bucket costs, by column title."""
     visual = recipe.layout.visual_tokens
+    unpruned_kv = sum(recipe.bucket(FULL).kv_tokens_per_layer)
     return {
         "mean into": lambda bucket: f"{_mean_into(bucket):.1f}",
         "of V": lambda bucket: f"{_mean_into(bucket) / visual:.1%}",
         "work": lambda bucket: f"{bucket.work_fraction:.1%}",
         "paper": lambda bucket: f"{published_work_fraction(recipe, bucket):.1%}",
         "KV MiB": lambda bucket: f"{kv_mib(recipe.model, bucket.kv_tokens_per_layer):.2f}",
+        "of unpruned": lambda bucket: f"{sum(bucket.kv_tokens_per_layer) / unpruned_kv:.0%}",
         "coarse": lambda bucket: f"{coarsening_error(recipe, bucket):.1%}",
     }
 

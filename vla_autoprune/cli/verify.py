@@ -21,11 +21,19 @@ if TYPE_CHECKING:
 def verify(
     bundle: Path = typer.Argument(metavar="BUNDLE", help="Directory that vla-autoprune export wrote."),
     backend: BackendName = BACKEND,
-    min_cosine: float = typer.Option(
-        0.9999, "--min-cosine", min=-1, max=1, help="First gate: least cosine of any row with the original's."
+    min_cosine: float | None = typer.Option(
+        None,
+        "--min-cosine",
+        min=-1,
+        max=1,
+        help="First gate: least cosine of any row with the original's. Default by precision: 0.9999 (fp32), "
+        "0.999 (fp16), 0.98 (bf16).",
     ),
-    max_norm_error: float = typer.Option(
-        0.01, "--max-norm-error", min=0, help="Second gate: how far the ratio of norms may be from 1."
+    max_norm_error: float | None = typer.Option(
+        None,
+        "--max-norm-error",
+        min=0,
+        help="Second gate: how far the ratio of norms may be from 1. Default: 0.01, 0.02, 0.1.",
     ),
     threads: int | None = THREADS,
     as_json: bool = typer.Option(False, "--json", help="Print every comparison as JSON."),
@@ -39,10 +47,15 @@ def verify(
     Example: vla-autoprune verify out/bundle --backend tensorrt
     """
     from engines.backends import open_backend
-    from engines.verify import Gates, verify_bundle
+    from engines.verify import GATES, Gates, verify_bundle
     from vla_autoprune.bundle import load_bundle
 
     loaded = load_bundle(bundle)
+    usual = GATES[loaded.manifest.options.precision]
+    gates = Gates(
+        usual.min_cosine if min_cosine is None else min_cosine,
+        usual.max_norm_error if max_norm_error is None else max_norm_error,
+    )
     engine = open_backend(backend.value, loaded, threads=threads)
     try:
         with progress_bar() as progress:
@@ -50,7 +63,7 @@ def verify(
             report = verify_bundle(
                 loaded,
                 engine,
-                Gates(min_cosine, max_norm_error),
+                gates,
                 lambda done, total: progress.update(task, completed=done, total=total),
             )
     finally:

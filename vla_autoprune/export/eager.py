@@ -75,12 +75,13 @@ class _Layers:
         seen: list[Tensor] = []
         hook = module.self_attn.register_forward_hook(lambda _module, _inputs, output: seen.append(output[1]))
         try:
-            hidden = module(
-                hidden,
-                attention_mask=mask[None, None],
-                past_key_values=self.cache,
-                position_embeddings=(self.cos[None, positions], self.sin[None, positions]),
-            )
+            with self.model.loaded(module, torch.float32):
+                hidden = module(
+                    hidden,
+                    attention_mask=mask[None, None],
+                    past_key_values=self.cache,
+                    position_embeddings=(self.cos[None, positions], self.sin[None, positions]),
+                )
         finally:
             hook.remove()
         return hidden, seen[0][0].numpy()
@@ -106,7 +107,8 @@ def encode_eager(
         [V, d] features, [V] the tower's score or None, [R, V, d] DeepStack features or None.
     """
     tower = model.tower(recipe.layout, recipe.scorer)
-    features, score, deepstack = tower(torch.from_numpy(pixel_values))
+    with model.loaded(tower, torch.float32):
+        features, score, deepstack = tower(torch.from_numpy(pixel_values))
     return (
         features.flatten(0, 1).numpy(),
         None if score is None else score.flatten().numpy(),
@@ -147,14 +149,12 @@ def run_eager(
     with model.decoder_attention(eager_attention_forward):
         layout = recipe.layout
         layers = _Layers(model, recipe)
-        hidden = model.embedding[torch.from_numpy(token_ids)][None].clone()
+        hidden = model.embedding[torch.from_numpy(token_ids)][None].to(torch.float32, copy=True)
         hidden[0, torch.from_numpy(layout.visual_positions)] = torch.from_numpy(features)
         visual = np.full(layout.length, -1, dtype=np.int64)
         visual[layout.visual_positions] = np.arange(layout.visual_tokens)
         sequence = _Sequence(hidden, np.arange(layout.length), visual)
-        prompt = _prefill(
-            recipe, bucket, layers, sequence, length, encoder_score, ranking, deepstack
-        )
+        prompt = _prefill(recipe, bucket, layers, sequence, length, encoder_score, ranking, deepstack)
         return _decode(model, recipe, layers, prompt, length)
 
 
@@ -230,15 +230,15 @@ def _prune(sequence: _Sequence, score: FloatArray, recipe: PruningRecipe, keep: 
 def _decode(
     model: StageModel, recipe: PruningRecipe, layers: _Layers, prompt: _Prompt, length: int
 ) -> EagerRun:
-    logits = [model.head(model.final_norm(prompt.last))[0, 0].numpy()]
+    logits = [_logits(model, prompt.last)]
     tokens = [int(logits[0].argmax())]
     for step in range(recipe.decode_length - 1):
-        hidden = model.embedding[tokens[-1]][None, None]
+        hidden = model.embedding[tokens[-1]][None, None].float()
         for layer in range(recipe.model.layers):
             cached = layers.cache.get_seq_length(layer)
             position = cached if recipe.positions == "compact" else length + step
             hidden, _ = layers.run(layer, hidden, np.array([position]))
-        logits.append(model.head(model.final_norm(hidden))[0, 0].numpy())
+        logits.append(_logits(model, hidden))
         tokens.append(int(logits[-1].argmax()))
     return EagerRun(
         logits=np.stack(logits),
@@ -248,3 +248,9 @@ def _decode(
         scores=tuple(prompt.scores),
         hidden=tuple(prompt.hidden),
     )
+
+
+def _logits(model: StageModel, hidden: Tensor) -> FloatArray:
+    """[vocabulary] of one row [1, 1, d]."""
+    with model.loaded(model.final_norm, torch.float32), model.loaded(model.head, torch.float32):
+        return model.head(model.final_norm(hidden))[0, 0].numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import logging
 import os
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vla_autoprune import __version__, bundle, contract
 from vla_autoprune.errors import BundleError, InputError
@@ -29,6 +30,7 @@ from vla_autoprune.recipe import PruningRecipe, write_recipe
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir
 
     from vla_autoprune.models.checkpoint import Vla
 
@@ -47,6 +49,9 @@ _FORBIDDEN = ("NonZero", "ScatterND", "ScatterElements", "If", "Loop", "Scan")
 _EXAMPLE = {"n": 23, "t": 3, "v": 14, "s": 5, "x": 9, "k": 4, "r": 7, "g": 2}
 """Sizes at tracing; all different, so that no two symbols are taken for one."""
 
+_TABLE_ROWS = 4096
+"""Rows of a table that are converted at a time."""
+
 Check = Callable[[Path], None]
 
 
@@ -57,10 +62,13 @@ def export_bundle(
     texts: Mapping[str, str],
     *,
     opset: int = 23,
+    precision: contract.Precision = "fp32",
     check: Check | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> bundle.Bundle:
     """Export every graph of a recipe and put the bundle together. It appears under its name when it is whole.
+
+    Graph by graph: a model whose weights stay in files is never in memory as a whole.
 
     Args:
         model: vision tower and decoder.
@@ -68,6 +76,7 @@ def export_bundle(
         out: directory to make; an older bundle there is replaced.
         texts: name in the bundle to content: tokenizer, actions, preprocessing; see `text_files`.
         opset: 18 or 23.
+        precision: what weights are stored and layers computed in.
         check: called with the finished folder before it gets its name, may record samples there; what it
             raises, a failed parity above all, ends the export without a bundle.
         progress: called with what is done next, and how far along that is.
@@ -76,16 +85,21 @@ def export_bundle(
         The bundle, loaded and checked.
 
     Raises:
-        InputError: the opset is not offered, `out` is or holds the working directory, or it holds something
-            that is not a bundle.
+        InputError: the opset is not offered, or not with this precision; `out` is or holds the working
+            directory, or holds something that is not a bundle; a weight is too large for the precision.
         RecipeError: the recipe is for another model, or cannot be exported.
     """
     if opset not in OPSETS:
         raise InputError(f"opset is {opset}; allowed: {', '.join(map(str, OPSETS))}")
+    if precision == "bf16" and opset == OPSETS[0]:
+        raise InputError(
+            f"precision bf16 needs opset {OPSETS[1]}: opset {opset} has no bfloat16 Conv for the vision "
+            "tower; export with --precision fp16 for older parsers"
+        )
     place = place_of(out)
     recipe.require_model(model.shape(recipe.model.id).weights_sha256, "the model to export")
     say = progress or (lambda what, done, total: None)
-    graphs = contract.graphs(recipe, model.embedding.shape[0])
+    graphs = contract.graphs(recipe, model.embedding.shape[0], precision)
 
     _clear_leftovers(place)
     partial = _beside(place, "new")
@@ -94,22 +108,17 @@ def export_bundle(
         with WeightsFile(partial / bundle.WEIGHTS) as weights:
             for index, graph in enumerate(graphs):
                 say(graph.name, index, len(graphs) + 2)
-                proto = trace(model, recipe, graph, opset)
-                weights.take(proto)
+                proto = trace(model, recipe, graph, opset, precision, weights)
                 require_static(proto, graph)
                 (partial / f"{graph.name}.onnx").write_bytes(proto.SerializeToString(deterministic=True))
         say("tables", len(graphs), len(graphs) + 2)
-        np.save(partial / bundle.EMBEDDING, model.embedding.numpy().astype(np.float32), allow_pickle=False)
+        _write_table(partial / bundle.EMBEDDING, model.embedding)
         cos, sin = model.rotary(recipe.layout, recipe.layout.length + recipe.decode_length)
-        np.save(
-            partial / bundle.ROTARY,
-            torch.stack([cos, sin], dim=1).numpy().astype(np.float32),
-            allow_pickle=False,
-        )
+        _write_table(partial / bundle.ROTARY, torch.stack([cos, sin], dim=1))
         write_recipe(recipe, partial / bundle.RECIPE)
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
-        options = bundle.ExportOptions(opset=opset, versions=tool_versions())
+        options = bundle.ExportOptions(opset=opset, precision=precision, versions=tool_versions())
         bundle.write_manifest(partial, recipe, graphs, options)
         if check is not None:
             say("parity", len(graphs) + 1, len(graphs) + 2)
@@ -131,26 +140,37 @@ def text_files(vla: Vla) -> dict[str, str]:
     }
 
 
-def trace(model: StageModel, recipe: PruningRecipe, graph: contract.Graph, opset: int) -> onnx.ModelProto:
+def trace(
+    model: StageModel,
+    recipe: PruningRecipe,
+    graph: contract.Graph,
+    opset: int,
+    precision: contract.Precision = "fp32",
+    weights: WeightsFile | None = None,
+) -> onnx.ModelProto:
     """Export one graph, with the contract's tensor names and symbols.
 
     Args:
         model: vision tower and decoder.
         recipe: the recipe.
-        graph: which graph.
+        graph: which graph, of that precision.
         opset: ONNX operator set.
+        precision: what weights are stored and layers computed in.
+        weights: takes the graph's weights; without, they stay inside.
 
     Returns:
-        The model, its weights inside.
+        The model.
 
     Raises:
         BundleError: the exporter changed the graph's tensors, or used operators no static engine can hold.
+        InputError: a weight is too large for the type.
     """
     module = _module(model, recipe, graph)
     arguments, dimensions = _arguments(graph)
+    dtype = getattr(torch, contract.COMPUTED_IN[precision])
     with (
         _quiet_exporter(),
-        model.loaded(module),
+        model.loaded(module, dtype),
         model.decoder_attention(staged_attention),
         torch.no_grad(),
     ):
@@ -165,10 +185,16 @@ def trace(model: StageModel, recipe: PruningRecipe, graph: contract.Graph, opset
             dynamo=True,
             verbose=False,
         )
-    assert program is not None
-    proto = program.model_proto
+        assert program is not None
+        if weights is not None:
+            weights.take(program.model)
+        proto = program.model_proto
+    # The exporter's objects refer to each other in circles; the next graph needs their memory.
+    del program, module
+    gc.collect()
     _strip(proto)
     _write_out_squeezed_axes(proto)
+    _keep_softmax_in_float32(proto)
     _apply_contract(proto, graph)
     return proto
 
@@ -187,30 +213,38 @@ class WeightsFile:
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
-    def take(self, proto: onnx.ModelProto) -> None:
-        """Move a graph's weights into this file."""
-        from onnx import TensorProto, numpy_helper
+    def take(self, model: onnx_ir.Model) -> None:
+        """Move a graph's weights into this file, one at a time: no copy of them all is made."""
+        import onnx_ir
 
-        for tensor in proto.graph.initializer:
-            values = numpy_helper.to_array(tensor)
-            if values.nbytes < _INLINE_BYTES:
+        for name, value in model.graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes < _INLINE_BYTES:
                 continue
-            raw = np.ascontiguousarray(values).tobytes()
+            raw = tensor.tobytes()
             digest = hashlib.sha256(raw).hexdigest()
             if digest not in self.offsets:
                 self.file.write(b"\0" * (-self.file.tell() % _PAGE_BYTES))
                 self.offsets[digest] = self.file.tell()
                 self.file.write(raw)
-            for field in ("raw_data", "float_data", "int64_data", "int32_data", "double_data"):
-                tensor.ClearField(field)
-            tensor.data_location = TensorProto.EXTERNAL
-            del tensor.external_data[:]
-            for key, value in (
-                ("location", self.path.name),
-                ("offset", self.offsets[digest]),
-                ("length", len(raw)),
-            ):
-                tensor.external_data.add(key=key, value=str(value))
+            value.const_value = onnx_ir.ExternalTensor(
+                self.path.name,
+                self.offsets[digest],
+                len(raw),
+                tensor.dtype,
+                shape=onnx_ir.Shape(tensor.shape.numpy()),
+                name=name,
+                base_dir=self.path.parent,
+            )
+
+
+def _write_table(path: Path, table: Tensor) -> None:
+    """Write an array file of float32, some rows at a time."""
+    with path.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": tuple(table.shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for rows in table.split(_TABLE_ROWS):
+            file.write(np.ascontiguousarray(rows.float().numpy()).data)
 
 
 def _module(model: StageModel, recipe: PruningRecipe, graph: contract.Graph) -> nn.Module:
@@ -283,6 +317,34 @@ def _write_out_squeezed_axes(proto: onnx.ModelProto) -> None:
         proto.graph.initializer.append(axes)
         for node in guessed:
             node.input.append(axes.name)
+
+
+def _keep_softmax_in_float32(proto: onnx.ModelProto) -> None:
+    """Attention of half precision weighs in float32: operators that would not are told, or given casts."""
+    from onnx import TensorProto, helper, shape_inference
+
+    half = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    inferred = shape_inference.infer_shapes(proto).graph
+    types = {info.name: info.type.tensor_type.elem_type for info in (*inferred.value_info, *inferred.input)}
+    nodes = []
+    for node in proto.graph.node:
+        kind = types.get(node.input[0]) if node.op_type in ("Softmax", "Attention") else None
+        if kind not in half:
+            nodes.append(node)
+        elif node.op_type == "Attention":
+            node.attribute.append(helper.make_attribute("softmax_precision", TensorProto.FLOAT))
+            nodes.append(node)
+        else:
+            given, made = node.input[0], node.output[0]
+            node.input[0], node.output[0] = f"{made}_of_float32", f"{made}_in_float32"
+            nodes += [
+                helper.make_node("Cast", [given], [node.input[0]], to=TensorProto.FLOAT),
+                node,
+                helper.make_node("Cast", [node.output[0]], [made], to=kind),
+            ]
+    made_anew = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del proto.graph.node[:]
+    proto.graph.node.extend(made_anew)
 
 
 def _apply_contract(proto: onnx.ModelProto, graph: contract.Graph) -> None:
@@ -396,7 +458,7 @@ def tool_versions() -> dict[str, str]:
             [
                 here,
                 here.parent / "contract.py",
-                *(here.parent / "models" / name for name in ("adapter.py", "qwen_vl.py")),
+                *(here.parent / "models" / f"{name}.py" for name in ("adapter", "stored_weights", "qwen_vl")),
             ]
         ),
         "torch": torch.__version__,

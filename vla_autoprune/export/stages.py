@@ -50,7 +50,8 @@ class _TextAttention:
         text_query = (
             query[0].index_select(1, self.text_rows).reshape(kv_heads, heads // kv_heads * rows, width)
         )
-        logits = torch.matmul(text_query, key[0].transpose(1, 2)) * scaling
+        # Ranking and information are float32 whatever the layers compute in.
+        logits = torch.matmul(text_query.float(), key[0].float().transpose(1, 2)) * scaling
         logits = logits.reshape(heads, rows, -1)
         hidden_from = visible.index_select(0, self.text_rows).logical_not()
         probabilities = logits.masked_fill(hidden_from[None], -math.inf).softmax(dim=-1)
@@ -94,7 +95,9 @@ def staged_attention(
 class Stage(nn.Module):
     """The decoder layers between two pruning points.
 
-    One module serves prefill (an empty buffer of one slot) and decode (one row, the bucket's buffer).
+    One module serves prefill (an empty buffer of one slot) and decode (one row, the bucket's buffer). Layers
+    compute in the type of the KV buffers; what ranks, and what comes in and goes out beside keys and values,
+    is float32.
     """
 
     def __init__(self, model: StageModel, recipe: PruningRecipe, layers: range) -> None:
@@ -148,6 +151,8 @@ class Stage(nn.Module):
         if self.ranks:
             assert text_rows is not None and visual_rows is not None
             collector = _TextAttention(text_rows, visual_rows + slots)
+        dtype = past[0].dtype
+        hidden, cos, sin = hidden.to(dtype), cos.to(dtype), sin.to(dtype)
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             hidden = layer(
@@ -159,8 +164,8 @@ class Stage(nn.Module):
             )
             if self.first_layer + index < self.deepstack_layers:
                 assert deepstack is not None
-                hidden = hidden + deepstack[self.first_layer + index][None]
-        outputs = [hidden]
+                hidden = hidden + deepstack[self.first_layer + index][None].to(dtype)
+        outputs = [hidden.float()]
         if collector is not None:
             assert collector.probabilities is not None and text_weight is not None
             score = text_score(collector.probabilities, text_weight, self.reduction)
@@ -173,7 +178,7 @@ class Stage(nn.Module):
 
 
 class Head(nn.Module):
-    """The final norm and the language head, on one row."""
+    """The final norm and the language head, on one row, computed in the type of their weights."""
 
     def __init__(self, model: StageModel) -> None:
         super().__init__()
@@ -182,7 +187,8 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[1, 1, d] to logits [1, vocabulary]."""
-        return self.head(self.norm(hidden))[:, 0]
+        dtype = next(self.head.parameters()).dtype
+        return self.head(self.norm(hidden.to(dtype)))[:, 0].float()
 
 
 def text_score(attention: Tensor, weight: Tensor, reduction: Literal["mean", "max"]) -> Tensor:

@@ -9,7 +9,7 @@ from vla_autoprune.recipe import PruningRecipe
 
 
 class Vision(nn.Module):
-    """Tower and projector; one row of features per visual token."""
+    """Tower and projector, computed in the type of their weights; one row of features per visual token."""
 
     def __init__(self, model: StageModel, recipe: PruningRecipe) -> None:
         super().__init__()
@@ -25,10 +25,11 @@ class Vision(nn.Module):
             [1, V, d] features; [V] the tower's score if the scorer asks for it; [R, V, d] features for the
             first R decoder layers of a model that has them.
         """
-        features, score, deepstack = self.tower(pixel_values)
-        outputs = [features.flatten(0, 1)[None]]
+        dtype = next(self.tower.parameters()).dtype
+        features, score, deepstack = self.tower(pixel_values.to(dtype))
+        outputs = [features.flatten(0, 1)[None].float()]
         if score is not None:
             outputs.append(score.flatten())
         if deepstack is not None:
-            outputs.append(deepstack)
+            outputs.append(deepstack.float())
         return tuple(outputs)

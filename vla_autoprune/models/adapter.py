@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -13,10 +13,14 @@ from torch import Tensor, nn
 
 from vla_autoprune.errors import InputError, RecipeError
 from vla_autoprune.frame import IntArray
+from vla_autoprune.models.stored_weights import StoredWeights, filled
 from vla_autoprune.recipe import ModelShape, PromptLayout, Scorer
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
+
+_HASHED_ROWS = 4096
+"""Of a weight at a time, so that a table of words is not doubled in memory."""
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 """What transformers' layers call: (module, query, key, value, mask, **kwargs) to ([b, n, H, hd], weights)."""
@@ -38,20 +42,26 @@ class Encoded(NamedTuple):
 
 
 class StageModel(Protocol):
-    """A vision tower and a decoder, taken apart. Everything is float32 and in evaluation mode.
+    """A vision tower and decoder, taken apart, in evaluation mode. Weights are there while `loaded` is held.
 
     Attributes:
         layers: decoder layers; called as transformers calls them, so attention goes through the interface of
             `decoder_attention`.
         final_norm: norm in front of the head.
         head: hidden [.., d] to logits [.., vocabulary].
-        embedding: [vocabulary, d] token embeddings.
+        embedding: [vocabulary, d] token embeddings, of any floating type, perhaps mapped from a file.
+        streams: weights are in memory only while `loaded` is held; the model cannot `generate`.
     """
 
     layers: nn.ModuleList
     final_norm: nn.Module
     head: nn.Module
     embedding: Tensor
+
+    @property
+    def streams(self) -> bool:
+        """See the class."""
+        ...
 
     def shape(self, model_id: str) -> ModelShape:
         """What a recipe records of the decoder."""
@@ -77,8 +87,12 @@ class StageModel(Protocol):
         """Context in which the decoder layers attend through `function`."""
         ...
 
-    def loaded(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Context in which a module's weights are in memory."""
+    def loaded(self, module: nn.Module, dtype: torch.dtype) -> AbstractContextManager[None]:
+        """Context in which a module's weights are in memory, and of a type.
+
+        Raises:
+            InputError: a weight is too large for the type.
+        """
         ...
 
 
@@ -123,13 +137,25 @@ class TransformersAdapter:
         self.final_norm: nn.Module = self.decoder.norm
         self.head: nn.Module = model.lm_head
         self.embedding: Tensor = self.decoder.embed_tokens.weight.detach()
+        self.stored: StoredWeights | None = None
+        self._weights_sha256: str | None = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether weights stay in files but where `loaded` is held."""
+        return self.stored is not None
+
+    def read_from(self, stored: StoredWeights) -> None:
+        """Read weights from files where they are needed; the model itself holds none."""
+        self.stored = stored
+        self.embedding = stored.value_of(self.decoder.embed_tokens.weight)
 
     def shape(self, model_id: str) -> ModelShape:
         """What a recipe records of the decoder."""
         text = self.model.config.text_config
         return ModelShape(
             id=model_id,
-            weights_sha256=weights_sha256(self.model),
+            weights_sha256=self.weights_sha256(),
             layers=text.num_hidden_layers,
             hidden=text.hidden_size,
             heads=text.num_attention_heads,
@@ -139,6 +165,14 @@ class TransformersAdapter:
             position_axes=self.position_axes,
             deepstack_layers=self.deepstack_layers,
         )
+
+    def weights_sha256(self) -> str:
+        """Hash of the weights, see `weights_sha256`; computed once where they lie in files."""
+        if self.stored is None:
+            return weights_sha256(self.model)
+        if self._weights_sha256 is None:
+            self._weights_sha256 = hash_of_weights(self.stored.names, self.stored.read)
+        return self._weights_sha256
 
     def positions(self, layout: PromptLayout) -> Tensor:
         """[1, N] or [axes, 1, N] positions of the prompt's rows."""
@@ -159,7 +193,7 @@ class TransformersAdapter:
         after = int(prompt.max()) + 1 + torch.arange(rows - layout.length)
         positions = torch.cat([prompt, after.expand(*prompt.shape[:-1], -1)], dim=-1)
         with torch.no_grad():
-            cos, sin = self.decoder.rotary_emb(self.embedding[None, :1], positions)
+            cos, sin = self.decoder.rotary_emb(torch.zeros(1), positions)
         return cos[0], sin[0]
 
     def generate(self, token_ids: IntArray, pixel_values: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -172,7 +206,15 @@ class TransformersAdapter:
 
         Returns:
             [steps] tokens as they were fed back, and [steps, vocabulary] logits, the end token's among them.
+
+        Raises:
+            InputError: the weights are in files; transformers needs them all at once.
         """
+        if self.stored is not None:
+            raise InputError(
+                f"{self.stored.folder}: weights are read part by part; transformers' generate needs them "
+                "all in memory, load the checkpoint instead"
+            )
         ids = torch.from_numpy(token_ids)[None]
         with torch.no_grad():
             answer: Any = self.model.generate(
@@ -195,9 +237,11 @@ class TransformersAdapter:
         """Context in which the decoder layers attend through `function` instead of their own choice."""
         return attend_through(self.decoder.config, "vla_autoprune", function)
 
-    def loaded(self, module: nn.Module) -> AbstractContextManager[None]:
-        """All weights are in memory all the time."""
-        return nullcontext()
+    def loaded(self, module: nn.Module, dtype: torch.dtype) -> AbstractContextManager[None]:
+        """Context in which a module's weights are in memory, and of a type."""
+        if self.stored is None and dtype == torch.float32:
+            return nullcontext()
+        return filled(module, dtype, self.stored)
 
 
 class LlavaAdapter(TransformersAdapter):
@@ -287,7 +331,7 @@ class _ClipTower(nn.Module):
 
 
 def received_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """How much attention each key receives, mean over heads and asking rows.
+    """How much attention each key receives, mean over heads and asking rows; float32 whatever is given.
 
     Args:
         query: [c, H, q, hd].
@@ -297,7 +341,7 @@ def received_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     Returns:
         [c, k] means of probabilities.
     """
-    logits = torch.matmul(query, key.transpose(2, 3)) * scaling
+    logits = torch.matmul(query.float(), key.float().transpose(2, 3)) * scaling
     return logits.softmax(dim=-1).mean(dim=(1, 2))
 
 
@@ -324,8 +368,24 @@ def weights_sha256(model: nn.Module) -> str:
     Returns:
         64 hexadecimal digits.
     """
+    weights = model.state_dict()
+    return hash_of_weights(weights, weights.__getitem__)
+
+
+def hash_of_weights(names: Iterable[str], read: Callable[[str], Tensor]) -> str:
+    """`weights_sha256` of weights that are read one at a time.
+
+    Args:
+        names: of all weights, tied ones under each of theirs.
+        read: gives a weight by name.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name in sorted(names):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor.detach().to(torch.float32).cpu().numpy()).tobytes())
+        weight = read(name).detach()
+        for rows in weight.split(_HASHED_ROWS) if weight.ndim > 1 else (weight,):
+            digest.update(np.ascontiguousarray(rows.to(torch.float32).cpu().numpy()).data)
     return digest.hexdigest()

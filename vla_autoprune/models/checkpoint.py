@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vla_autoprune.errors import InputError
 from vla_autoprune.files import read_json
 from vla_autoprune.frame import Command
 from vla_autoprune.models.answers import AnswerFormat, decoder_option
 from vla_autoprune.models.driving_vla import SHIPPED, load_model, load_shipped
-from vla_autoprune.models.families import adapter_for, check_checkpoint
+from vla_autoprune.models.families import adapter_for, check_checkpoint, weight_files
 from vla_autoprune.models.preprocess import Preprocessing
 from vla_autoprune.models.prompt import Prompt, read_tokenizer
 from vla_autoprune.models.prompt_template import (
@@ -21,6 +21,13 @@ from vla_autoprune.models.prompt_template import (
     TemplatePrompt,
     read_template,
 )
+from vla_autoprune.models.stored_weights import StoredWeights, skeleton
+
+if TYPE_CHECKING:
+    from vla_autoprune.models.adapter import StageModel
+
+STREAMED_BYTES = 2 << 30
+"""Of weights in a checkpoint, from which on an export leaves them in their files if not told otherwise."""
 
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 """What is downloaded of a checkpoint."""
@@ -64,23 +71,35 @@ class Opened:
         vla: the model.
         folder: with its files.
         name: for people and recipes.
+        streams: whether its weights stay in the files.
     """
 
     vla: Vla
     folder: Path
     name: str
+    streams: bool = False
+
+    def adapter(self) -> StageModel:
+        """The model, taken apart."""
+        adapter = adapter_for(self.vla.model)
+        if self.streams:
+            adapter.read_from(StoredWeights(self.folder, self.vla.model))
+        return adapter
 
 
-def open_model(model: str | None, prompt: Path | None, decoder: str | None) -> Opened:
+def open_model(
+    model: str | None, prompt: Path | None, decoder: str | None, *, stream: bool | None = False
+) -> Opened:
     """Open what the command line names.
 
     Args:
         model: a folder or a hub id; None is the shipped model.
         prompt: template file; only for checkpoints that are not ours, which need one.
         decoder: see `decoder_option`; the same.
+        stream: leave a checkpoint's weights in its files; None does so from `STREAMED_BYTES` on.
 
     Returns:
-        The model in float32 on the CPU.
+        The model in float32 on the CPU, or without memory for its weights.
 
     Raises:
         InputError: something is missing, not supported, or does not fit together.
@@ -106,16 +125,23 @@ def open_model(model: str | None, prompt: Path | None, decoder: str | None) -> O
         )
     template = read_template(prompt)
     place = folder if folder.is_dir() else _downloaded(model)
-    return Opened(open_checkpoint(place, template, decoder), place, Path(model).name)
+    check_checkpoint(place)
+    if stream is None:
+        stream = sum(path.stat().st_size for path in weight_files(place)) >= STREAMED_BYTES
+    opened = open_checkpoint(place, template, decoder, stream=stream)
+    return Opened(opened, place, Path(model).name, stream)
 
 
-def open_checkpoint(folder: Path, template: PromptTemplate, decoder: str) -> Checkpoint:
+def open_checkpoint(
+    folder: Path, template: PromptTemplate, decoder: str, *, stream: bool = False
+) -> Checkpoint:
     """Load a checkpoint and put prompt, answer format and preprocessing to it.
 
     Args:
         folder: as `save_pretrained` writes it, tokenizer and image processor included.
         template: of the driving prompt.
         decoder: see `decoder_option`.
+        stream: build the model without memory for its weights.
 
     Returns:
         The checkpoint in float32 on the CPU.
@@ -133,9 +159,14 @@ def open_checkpoint(folder: Path, template: PromptTemplate, decoder: str) -> Che
     tokenizer = read_tokenizer(folder / "tokenizer.json")
     logging.disable_progress_bar()
     try:
-        model = getattr(transformers, name).from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
-        )
+        if stream:
+            model = skeleton(folder)
+        else:
+            model = getattr(transformers, name).from_pretrained(
+                folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
+            )
+    except InputError:
+        raise
     except Exception as error:  # safetensors and transformers each raise their own
         raise InputError(f"the model in {folder} cannot be read: {error}") from error
     adapter = adapter_for(model.eval())

@@ -178,11 +178,9 @@ class _QwenTower(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Encoded:
         """Pixels [c, 3, h, w] to features, and what else the recipe asks for."""
-        hidden = self.visual.patch_embed(
-            _patches(pixel_values, self.patch, self.merge, self.temporal_patch)
-        )
+        hidden = self.visual.patch_embed(_patches(pixel_values, self.patch, self.merge, self.temporal_patch))
         if self.has_positions:
-            positions = self.visual.pos_embed(self.indices) * self.weights[:, :, None]
+            positions = self.visual.pos_embed(self.indices) * self.weights[:, :, None].to(hidden.dtype)
             hidden = hidden + positions.sum(dim=1)
         if self.reorders:
             hidden = hidden.index_select(0, self.order)

@@ -19,7 +19,6 @@ from vla_autoprune.models.answers import read_answer_format
 from vla_autoprune.models.preprocess import read_preprocessing
 from vla_autoprune.models.prompt_template import read_prompt
 from vla_autoprune.pruning.policies import random_scores, uniform_scores
-from vla_autoprune.pruning.work import kv_mib
 from vla_autoprune.recipe import Bucket, bucket_for
 from vla_autoprune.runtime.backend import Backend
 from vla_autoprune.runtime.decode import Rule, choose_token
@@ -176,7 +175,7 @@ class Planner:
             visual_tokens_into_layers=bucket.visual_tokens_into_layers,
             kept_visual=prefill.kept_visual,
             work_fraction=bucket.work_fraction,
-            kv_mib=kv_mib(self.recipe.model, bucket.kv_tokens_per_layer),
+            kv_mib=self.bundle.kv_mib(bucket),
             timings_ms=dict(timings.ms),
             flags=self.prompt.notes(frame.ego),
         )

@@ -14,8 +14,8 @@ from vla_autoprune import contract
 from vla_autoprune.contract import ElementType
 from vla_autoprune.recipe import Bucket, PruningRecipe
 
-ALIGNMENT = 64
-"""Elements: what starts within shared memory starts on 256 bytes, as devices ask."""
+ALIGNMENT = 256
+"""Bytes on which starts what lies within shared memory, as devices ask."""
 
 CACHE = "cache"
 """Memory of the KV caches has keys that begin so."""
@@ -149,8 +149,9 @@ class Wiring:
         name = contract.stage_name(stage)
         model, shapes = self.recipe.model, self.graphs[name].shapes(variant)
         # Blocks of one layer may be a little larger than needed, so that each starts where devices want it.
+        dtype = next(tensor.dtype for tensor in self.graphs[name].inputs if tensor.name.startswith("past_k"))
         heads = model.kv_heads
-        while heads * model.head_dim % ALIGNMENT:
+        while heads * model.head_dim * contract.ITEM_BYTES[dtype] % ALIGNMENT:
             heads += 1
         layers = self.recipe.stages[stage]
         places: dict[str, Place] = {}
@@ -158,12 +159,12 @@ class Wiring:
             for prefix, key in (("new", new), ("past", past)):
                 shape = shapes[f"{prefix}_{kind}_{layer:02d}"]
                 start = 0 if key == "empty" else block * heads * shape[2] * shape[3]
-                places[f"{prefix}_{kind}_{layer:02d}"] = Place(key, shape, start=start)
+                places[f"{prefix}_{kind}_{layer:02d}"] = Place(key, shape, dtype, start)
         first = f"k_{layers.start:02d}"
 
         def whole(prefix: str) -> Place:
             _, _, rows, width = shapes[f"{prefix}_{first}"]
-            return Place(places[f"{prefix}_{first}"].key, (2 * len(layers) * heads, rows, width))
+            return Place(places[f"{prefix}_{first}"].key, (2 * len(layers) * heads, rows, width), dtype)
 
         past_kv = whole("past") if past != "empty" else None
         return self._step(name, variant, keys, places, whole("new"), past_kv)
