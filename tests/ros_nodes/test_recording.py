@@ -97,7 +97,7 @@ def test_the_command_of_a_plan_is_the_one_it_was_made_with(monkeypatch) -> None:
         ("/planner/path", path),
         ("/planner/status", status),
     ]
-    monkeypatch.setattr(replaying, "_messages", lambda _: iter(recorded))
+    monkeypatch.setattr(replaying, "read_messages", lambda _: iter(recorded))
     commands = []
 
     def plan(frame: Frame, _: str) -> Plan:
