@@ -181,3 +181,34 @@ def test_from_checkpoint_to_plan(folder, template, codebook, frame, tmp_path):
     template.write_text(json.dumps({**other, "image_size": [32, 32]}))
     with pytest.raises(RecipeError, match=r"layout has image_size \(32, 24\), prompt and rig .* \(32, 32\)"):
         CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+def test_an_export_that_streams_says_what_it_compared(folder, template, codebook, tmp_path):
+    from typer.testing import CliRunner
+
+    from vla_autoprune.bundle import load_bundle
+    from vla_autoprune.cli import app
+    from vla_autoprune.recipe import Scorer, build_recipe, write_recipe
+
+    pytest.importorskip("onnxscript")
+    opened = open_model(str(folder), template, str(codebook), stream=True)
+    assert all(parameter.is_meta for parameter in opened.vla.model.parameters())
+    recipe = build_recipe(
+        opened.adapter().shape("driver"),
+        opened.vla.prompt.layout,
+        decode_length=opened.vla.codec.length,
+        budgets=(0.7,),
+        slopes=(0.0,),
+        scorer=Scorer(encoder_weight=0.0),
+    )
+    write_recipe(recipe, tmp_path / "recipe.json")
+    options = ["--model", folder, "--prompt", template, "--decoder", codebook]
+    options += ["--recipe", tmp_path / "recipe.json", "--weights", "stream", "--precision", "fp16"]
+    done = CliRunner().invoke(app, ["export", str(tmp_path / "bundle"), *map(str, options)])
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.output.split())
+    assert "parity, graph by graph: 5 graphs of bucket b70_s0 within" in said
+    assert "not compared, as the weights were never all in memory: whole answers" in said
+    bundle = load_bundle(tmp_path / "bundle")
+    assert bundle.manifest.options.precision == "fp16"
+    assert not any(entry.role == "sample" for entry in bundle.manifest.files)
