@@ -48,7 +48,8 @@ _STYLE = {
 
 _ABOUT_STAGES = """Median milliseconds of each part of a plan. <i>Input</i> is reading images down and
 building the prompt, <i>answer</i> choosing tokens and reading the plan. Pruning inside the decoder shortens
-prefill and, through a smaller cache, decoding; it cannot shorten the rest."""
+prefill and, through a smaller cache, decoding; it cannot shorten the rest. On a disturbed machine medians of
+the parts sum to less than the median of the whole."""
 _ABOUT_SPREAD = """Share of plans that took at most so long. Steep is steady; a long tail to the right is what
 a deadline meets."""
 _ABOUT_TOKENS = """Each point is a bucket: median time, with a bar up to its 90th percentile where there are

@@ -20,7 +20,9 @@ _PHASES: Mapping[str, Phase] = {
 SUMS = ("total", "prefill", "decode")
 """Of `Plan.timings_ms`: these span others."""
 
-ON_HOST = ("preprocess", "prompt", "check", "choose", "detokenise", "decode_embed", "decode_store")
+ON_HOST = (
+    "preprocess", "prompt", "check", "decode_embed", "decode_store", "decode_check", "choose", "detokenise",
+)  # fmt: skip
 """Stages that are the host's whatever the backend."""
 
 

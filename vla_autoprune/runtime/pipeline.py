@@ -232,8 +232,8 @@ class Pipeline:
 
         Args:
             token: the token generated last.
-            timings: receives decode_embed, decode_stage_XX, decode_head, decode_store and decode, which
-                spans them.
+            timings: receives decode_embed, decode_stage_XX, decode_head, decode_store, decode_check and
+                decode, which spans them.
 
         Returns:
             [vocabulary] logits of the next token.
@@ -262,7 +262,8 @@ class Pipeline:
                 answer.filled[stage] += 1
         logits = self._read(self._wiring.head, "logits")[0]
         timings.add(append.times_ms())
-        self._require_finite(logits)
+        with timings.of("decode_check"):
+            self._require_finite(logits)
         answer.generated += 1
         timings.add({"decode": 1e3 * (time.perf_counter() - begin)})
         return logits
