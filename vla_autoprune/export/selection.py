@@ -12,6 +12,9 @@ from torch import Tensor, nn
 GUARANTEED = 3.0e38
 """Score of the tokens that a camera's floor keeps."""
 
+LEAST = -3.0e38
+"""What a score that is not finite counts as: given NaN, a device's TopK may return indices out of range."""
+
 
 class Selection(nn.Module):
     """Keep the best visual tokens; optionally merge some of the others into the slots of their centres."""
@@ -59,7 +62,9 @@ class Selection(nn.Module):
             [p] and visual_rows [u] renumbered to it; kept [u], the surviving slots; camera [u] and deepstack
             [R, m, d] if they were given.
         """
-        ranking = score if camera is None or floors is None else _with_floors(score, camera, floors)
+        ranking = _finite(score)
+        if camera is not None and floors is not None:
+            ranking = _with_floors(ranking, camera, floors)
         if self.merges:
             assert candidates is not None and groups is not None
             order = _best(ranking, keep.shape[0] + candidates.shape[0])
@@ -131,7 +136,7 @@ def merge(tokens: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     tied_before = (density[None] == density[:, None]) & (index[None] < index[:, None])
     denser = (density[None] > density[:, None]) | tied_before
     to_denser = torch.where(denser, distance, distance.max()).amin(dim=1)
-    centres = torch.topk(to_denser * density, groups.shape[0]).indices
+    centres = torch.topk(_finite(to_denser * density), groups.shape[0]).indices
 
     to_centre = distance.index_select(0, centres)
     group = torch.arange(groups.shape[0])
@@ -140,6 +145,11 @@ def merge(tokens: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     to_centre = torch.where(is_centre, -1.0, to_centre)
     member = (to_centre.argmin(dim=0)[None] == group[:, None]).to(tokens.dtype)
     return member @ tokens / member.sum(dim=1, keepdim=True), centres
+
+
+def _finite(score: Tensor) -> Tensor:
+    """Finite scores as they are. The runtime refuses the frame when it meets the others."""
+    return torch.where((score >= LEAST) & (score <= GUARANTEED), score, LEAST)
 
 
 def _best(score: Tensor, count: int) -> Tensor:

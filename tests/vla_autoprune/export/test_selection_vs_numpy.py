@@ -113,3 +113,27 @@ def test_recovery_merges_into_the_centres_slots(sessions, seed):
     expected[0, feed["visual_rows"][sources[grouping.centres]]] = grouping.merged
     rows = np.sort(np.concatenate([feed["other_rows"], feed["visual_rows"][slots]]))
     assert np.abs(out["hidden_out"] - expected[:, rows]).max() < 1e-5
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_scores_that_are_not_finite_never_lead_out_of_range(sessions, bad: float, share: float) -> None:
+    feed = sequence(12, seed=5)
+    feed["score"][: round(12 * share)] = bad
+    feed["keep"] = np.zeros(5, np.float32)
+    kept = run(sessions[contract.SELECT], feed)["kept"]
+    assert len(set(kept.tolist())) == 5
+    assert kept.min() >= 0 and kept.max() < 12
+    if share < 1:
+        assert kept.min() >= 6  # those with a score come first
+
+
+def test_hidden_states_that_are_not_finite_never_lead_merging_out_of_range(sessions) -> None:
+    feed = sequence(12, seed=6)
+    feed["hidden"][:] = np.nan
+    feed |= {"camera": np.arange(12) // 2, "floors": np.zeros(6, dtype=np.int64)}
+    lengths = {"keep": 4, "candidates": 5, "groups": 2}
+    feed |= {name: np.zeros(length, np.float32) for name, length in lengths.items()}
+    found = run(sessions[contract.SELECT_MERGE], feed)["kept"]
+    assert len(set(found.tolist())) == 6
+    assert found.min() >= 0 and found.max() < 12
