@@ -10,6 +10,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+from engines.lint import TARGETS, lint_bundle
 from engines.onnxruntime import OnnxRuntimeBackend
 from engines.parity import ParityInput, check_parity
 from vla_autoprune.errors import RecipeError
@@ -167,7 +168,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_bundle_computes_what_transformers_and_the_eager_pruned_model_compute(case, tmp_path):
-    """Logits within 1e-4, the same greedy tokens, the same kept visual tokens at every pruning point."""
+    """Logits within 1e-4, the same greedy tokens and kept visual tokens; and TensorRT's parsers take it."""
     config, options = CASES[case]
     model, bundle, backend = exported(config(), tmp_path, **options)
     layout = bundle.recipe.layout
@@ -175,6 +176,8 @@ def test_a_bundle_computes_what_transformers_and_the_eager_pruned_model_compute(
     report = check_parity(bundle, backend, model, [inputs_for(layout, 0), padded])
     assert report.comparisons == 2 * len(bundle.recipe.buckets) and report.ties == 0
     assert 0 < max(*report.stage_error, report.logit_error, report.generate_error) < 1e-4
+    targets = list(TARGETS) if bundle.manifest.options.opset == 18 else ["rtx"]
+    assert lint_bundle(bundle, targets).findings == ()
 
     given = inputs_for(layout, 0)
     pixels = torch.from_numpy(given.pixel_values)
