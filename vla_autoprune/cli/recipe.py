@@ -29,7 +29,7 @@ from vla_autoprune.recipe import (
 )
 
 Cell = Callable[[Bucket], str]
-WIDE = 120
+WIDE = 140
 """Columns from which all figures of a bucket fit on one line."""
 EIGHTHS = " ▁▂▃▄▅▆▇█"
 CHART_ROWS = 4
