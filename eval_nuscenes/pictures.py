@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from eval_nuscenes.metrics import TrackedBox
 from eval_nuscenes.nuscenes_reader import CameraView, Sample
 from vla_autoprune.frame import CAMERAS, FloatArray, Frame, Image, IntArray, Plan
+from vla_autoprune.page import INK
 from vla_autoprune.recipe import PromptLayout
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ PLAN = "#2f86d1"
 RANDOM = "#d55e00"
 BLANKED = "#b86fa0"
 NEUTRAL = "#8a8f98"
-INK = "#1d2733"
-"""Text and axes; `svg` turns it into the colour of the surrounding page."""
 
 EGO_LENGTH_M = 4.084
 EGO_WIDTH_M = 1.85
@@ -322,15 +321,6 @@ def png(figure: Figure, dots_per_inch: int = 120) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor="white")
     return buffer.getvalue()
-
-
-def svg(figure: Figure) -> str:
-    """A figure as an <svg> element that takes its ink from the page around it, light or dark."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    element = buffer.getvalue()
-    element = element[element.index("<svg") :]
-    return element.replace(INK, "currentColor")
 
 
 def jpeg(image: Image, quality: int = 82) -> bytes:

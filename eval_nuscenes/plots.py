@@ -11,9 +11,10 @@ import numpy as np
 from eval_nuscenes import pictures
 from eval_nuscenes.bootstrap import Interval
 from eval_nuscenes.evaluation import PRUNED, pruned_example
-from eval_nuscenes.pictures import BLANKED, INK, NEUTRAL, PLAN, RANDOM, TRUTH
+from eval_nuscenes.pictures import BLANKED, NEUTRAL, PLAN, RANDOM, TRUTH
 from eval_nuscenes.summary import STEPS_OF_A_PLAN, EvaluationSummary, ScenarioFigures, VariantSummary
 from vla_autoprune.frame import FloatArray
+from vla_autoprune.page import INK, svg
 from vla_autoprune.recipe import Bucket, PruningRecipe
 
 if TYPE_CHECKING:
@@ -386,6 +387,6 @@ def _interval_text(bucket: Bucket) -> str:
 
 
 def _figure(figure: Any) -> str:
-    return f'<div class="plot">{pictures.svg(figure)}</div>'
+    return f'<div class="plot">{svg(figure)}</div>'
 
 

@@ -21,6 +21,7 @@ from eval_nuscenes.summary import EvaluationSummary, Planning, SampleScores, Var
 from vla_autoprune.errors import PlanError
 from vla_autoprune.files import write_whole
 from vla_autoprune.frame import FloatArray, Image, Plan
+from vla_autoprune.page import html_page, section
 from vla_autoprune.recipe import PruningRecipe
 
 LABEL_LEAK = (
@@ -212,16 +213,7 @@ def write_report(
     with matplotlib.rc_context(pictures.STYLE):
         body = "\n".join(_sections(summary, recipe, scenes, tokens, worst))
     title = f"Open-loop evaluation · {summary.conditions.version} {summary.conditions.split}"
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_CSS}</style></head>\n<body><main>{body}</main></body></html>\n"
-    )
-    write_whole(path, page.encode())
-
-
-def _section(title: str, about: str, content: str) -> str:
-    return f"<h2>{title}</h2><p>{about}</p>{content}"
+    write_whole(path, html_page(title, body, _LOOK).encode())
 
 
 def _sections(
@@ -247,35 +239,35 @@ def _sections(
         names = ", ".join(few)
         yield f'<p class="warning"><b>Few samples</b> count under {names}: a trial run, no result.</p>'
     yield "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in headlines(summary)) + "</ul>"
-    yield _section("All variants", _ABOUT_TABLE, _table(summary))
+    yield section("All variants", _ABOUT_TABLE, _table(summary))
     timed = [variant for variant in summary.variants if variant.cost is not None]
     if timed:
-        yield _section("Metric against measured latency", _ABOUT_LATENCY, plots.latency_plot(summary))
+        yield section("Metric against measured latency", _ABOUT_LATENCY, plots.latency_plot(summary))
     if summary.comparisons:
-        yield _section("At equal latency", _ABOUT_EQUAL, _comparisons(summary))
+        yield section("At equal latency", _ABOUT_EQUAL, _comparisons(summary))
     if timed:
-        yield _section("Where the time goes", _ABOUT_SPLIT, plots.split_plot(summary))
+        yield section("Where the time goes", _ABOUT_SPLIT, plots.split_plot(summary))
     about = "; ".join(f"<i>{escape(name)}</i>: {escape(what)}" for name, what in MANOEUVRES.items())
-    yield _section(
+    yield section(
         "By kind of driving",
         f"Mean over 1, 2 and 3 s with a 95 % interval over scenes; n counts samples. Manoeuvres: {about}.",
         plots.scenario_plot(summary),
     )
     if worst:
         figures = "".join(_worst_figures(view, summary, recipe) for view in worst)
-        yield _section("Worst scenes", _ABOUT_WORST, figures)
+        yield section("Worst scenes", _ABOUT_WORST, figures)
     if recipe is not None:
-        yield _section("Retention curves", _ABOUT_RETENTION, plots.retention_plot(recipe))
-        yield _section("Complexity and buckets", _ABOUT_COMPLEXITY, plots.complexity_plot(summary, recipe))
+        yield section("Retention curves", _ABOUT_RETENTION, plots.retention_plot(recipe))
+        yield section("Complexity and buckets", _ABOUT_COMPLEXITY, plots.complexity_plot(summary, recipe))
     example = pruned_example(summary.variants)
     known = [each for each in (summary.variant("full"), example) if each and each.error_by_complexity]
     if known:
-        yield _section("Complexity and error", _ABOUT_ERROR, plots.error_by_complexity_plot(known))
+        yield section("Complexity and error", _ABOUT_ERROR, plots.error_by_complexity_plot(known))
     if tokens and recipe is not None:
         figures = "".join(_token_figures(view, recipe) for view in tokens)
-        yield _section("What each stage still sees", _ABOUT_TOKENS, figures)
+        yield section("What each stage still sees", _ABOUT_TOKENS, figures)
     if scenes:
-        yield _section("Plans from above", _ABOUT_ABOVE, plots.bird_eye_plot(summary, scenes))
+        yield section("Plans from above", _ABOUT_ABOVE, plots.bird_eye_plot(summary, scenes))
     yield "<h2>How it was measured</h2>" + _explanations(summary) + _conditions(summary)
 
 
@@ -527,24 +519,11 @@ def _layers_text(layers: range) -> str:
     return f"layer {first}" if first == last else f"layers {first} to {last}"
 
 
-_CSS = """
-:root { color-scheme: light dark; --ink: #1d2733; --paper: #ffffff; --soft: #f2f4f7; --line: #d5dae1; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e8ee; --paper: #14181d; --soft: #1e242c; --line: #38414c; }
-}
-body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1500px; margin: 0 auto; padding: 24px 20px 60px; }
-h1 { font-size: 26px; margin: 8px 0 0; }
-h2 { font-size: 19px; margin: 40px 0 6px; border-top: 1px solid var(--line); padding-top: 18px; }
-h3 { font-size: 15px; margin: 20px 0 6px; }
+_LOOK = """
+main { max-width: 1500px; }
+h3 { margin: 20px 0 6px; }
 h3 small, .lead { opacity: .75; font-weight: 400; }
-p { max-width: 80ch; margin: 4px 0 12px; }
-.warning { border-left: 4px solid #d55e00; background: var(--soft); padding: 8px 12px; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: 5px 8px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-thead th { font-weight: 600; background: var(--soft); }
-tbody th, .conditions th { text-align: left; }
+th, td { padding: 5px 8px; }
 td small, th small { display: block; opacity: .7; font-weight: 400; }
 td.none { text-align: center; opacity: .6; }
 tbody th { border-left: 4px solid var(--ink); }
@@ -556,8 +535,6 @@ tbody th.blanked { border-left-color: #b86fa0; }
 tbody th.constant_velocity { border-left-color: #8a8f98; }
 tbody th.predictions { border-left-color: #2f86d1; }
 .conditions th { border-left: 0; }
-.conditions td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-.plot svg { max-width: 100%; height: auto; }
 .stages { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 14px; }
 .worst { display: grid; grid-template-columns: 1fr 1fr 300px; gap: 14px; align-items: start; }
 @media (max-width: 900px) { .worst { grid-template-columns: 1fr; } }

@@ -14,6 +14,7 @@ from eval_nuscenes.navsim.scene import Floats, PlannedPath, Scene, box_corners
 from eval_nuscenes.navsim.scene_files import SCENE_SUFFIX, find_scenes, read_scene, write_scene
 from eval_nuscenes.navsim.scoring import FrameScore, Metric, score_plan
 from vla_autoprune.errors import InputError
+from vla_autoprune.page import INK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,7 +169,7 @@ def _draw_means(axes: Axes, result: Result, metric: Metric) -> None:
     rows = means(result, metric)
     names = [name for name in (*metric.columns, "score") if any(name in row for row in rows.values())]
     height = 0.8 / len(rows)
-    colours = (pictures.PLAN, pictures.RANDOM, pictures.INK)
+    colours = (pictures.PLAN, pictures.RANDOM, INK)
     for number, (stage, row) in enumerate(rows.items()):
         places = [index + (number - (len(rows) - 1) / 2) * height for index in range(len(names))]
         values = [100 * row.get(name, np.nan) for name in names]

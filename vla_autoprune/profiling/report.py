@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vla_autoprune.page import INK, html_page, section, svg
 from vla_autoprune.profiling.document import PHASES, BucketProfile, Distribution, Phase, Profile
 from vla_autoprune.profiling.roofline import amdahl, reached
 from vla_autoprune.recipe import FULL
@@ -16,9 +16,6 @@ from vla_autoprune.recipe import FULL
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-INK = "#1d2733"
-"""Text and axes; it turns into the colour of the surrounding page."""
 
 PHASE_COLOURS: Mapping[Phase, str] = {
     "input": "#a4abb3",
@@ -74,14 +71,12 @@ def profile_page(profile: Profile) -> str:
     conditions = profile.conditions
     title = f"Latency profile of {conditions.model}"
     body = "\n".join(_sections(profile))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_CSS}</style></head>\n<body><main>"
+    lead = (
         f'<h1>{escape(title)}</h1><p class="lead">{conditions.frames} frames per bucket · '
         f"{escape(conditions.backend)} on {escape(conditions.device)} · "
-        f"{escape(conditions.machine.get('cpu', ''))}</p>\n{body}</main></body></html>\n"
+        f"{escape(conditions.machine.get('cpu', ''))}</p>\n"
     )
+    return html_page(title, lead + body)
 
 
 def _sections(profile: Profile) -> Iterator[str]:
@@ -90,15 +85,15 @@ def _sections(profile: Profile) -> Iterator[str]:
     limit = amdahl(profile)
     if limit is not None:
         yield f"<p><b>{escape(str(limit))}.</b></p>"
-    yield _section("Where the time goes", _ABOUT_STAGES, _drawn(stage_figure, profile))
+    yield section("Where the time goes", _ABOUT_STAGES, _drawn(stage_figure, profile))
     yield _bucket_table(profile)
-    yield _section("How it spreads", _ABOUT_SPREAD, _drawn(spread_figure, profile))
-    yield _section("Latency against tokens", _ABOUT_TOKENS, _drawn(token_figure, profile))
+    yield section("How it spreads", _ABOUT_SPREAD, _drawn(spread_figure, profile))
+    yield section("Latency against tokens", _ABOUT_TOKENS, _drawn(token_figure, profile))
     if profile.ceiling.flops_per_s is None or profile.ceiling.bytes_per_s is None:
         why = f"<p>The machine's ceilings are not both measured: {escape(profile.ceiling.source)}.</p>"
-        yield _section("Roofline", "", why)
+        yield section("Roofline", "", why)
     else:
-        yield _section("Roofline", _ABOUT_ROOF, _drawn(roof_figure, profile))
+        yield section("Roofline", _ABOUT_ROOF, _drawn(roof_figure, profile))
     for bucket in _shown(profile):
         yield f"<h3>Stages of {escape(bucket.name)}, milliseconds per plan</h3>"
         yield _stage_table(profile, bucket)
@@ -106,7 +101,7 @@ def _sections(profile: Profile) -> Iterator[str]:
     if profile.ros is not None:
         ros = profile.ros
         about = f"{ros.plans} plans and {ros.refused} refused frames in <code>{escape(ros.recording)}</code>."
-        yield _section("Latencies of the ROS path", about, _ros_table(profile))
+        yield section("Latencies of the ROS path", about, _ros_table(profile))
     yield "<h2>Conditions</h2>" + _conditions(profile)
 
 
@@ -257,15 +252,8 @@ def _figure(width: float, height: float) -> Figure:
 def _drawn(draw: Callable[[Profile], Figure], profile: Profile) -> str:
     from matplotlib import rc_context
 
-    buffer = io.StringIO()
     with rc_context(_STYLE):
-        draw(profile).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    return f'<div class="plot">{text[text.index("<svg") :].replace(INK, "currentColor")}</div>'
-
-
-def _section(title: str, about: str, content: str) -> str:
-    return f"<h2>{title}</h2><p>{about}</p>{content}"
+        return f'<div class="plot">{svg(draw(profile))}</div>'
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
@@ -366,26 +354,3 @@ def _conditions(profile: Profile) -> str:
     ]
     rows += [[name, value] for name, value in conditions.machine.items()]
     return _table((), [*rows, ["ceilings", profile.ceiling.source]], "conditions")
-
-
-_CSS = """
-:root { color-scheme: light dark; --ink: #1d2733; --paper: #ffffff; --soft: #f2f4f7; --line: #d5dae1; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e8ee; --paper: #14181d; --soft: #1e242c; --line: #38414c; }
-}
-body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1200px; margin: 0 auto; padding: 24px 20px 60px; }
-h1 { font-size: 26px; margin: 8px 0 0; }
-h2 { font-size: 19px; margin: 40px 0 6px; border-top: 1px solid var(--line); padding-top: 18px; }
-h3 { font-size: 15px; margin: 24px 0 6px; }
-.lead { opacity: .75; }
-p { max-width: 80ch; margin: 4px 0 12px; }
-.warning { border-left: 4px solid #d55e00; background: var(--soft); padding: 8px 12px; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: 4px 8px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-thead th { font-weight: 600; background: var(--soft); }
-tbody th { text-align: left; }
-.conditions td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-.plot svg { max-width: 100%; height: auto; }
-"""
