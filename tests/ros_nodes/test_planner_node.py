@@ -37,6 +37,9 @@ from vla_autoprune.runtime.planner import Planner
 PATIENT = {"deadline_ms": 30_000.0, "max_frame_age_ms": 30_000.0, "sync_wait_ms": 400.0}
 """No test but those of deadlines depends on how fast the machine is."""
 
+FRAME_PERIOD_NS = 110_000_000
+"""More than twice the tolerance within which images of other stamps make a frame."""
+
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 SPEED_MPS, ACCELERATION_MPS2, YAW_RATE_RPS = 6.0, -0.5, 0.02
@@ -122,8 +125,12 @@ class Drive:
         self.last_ns = 0
 
     def now_ns(self) -> int:
-        """A stamp, later than the one before."""
-        self.last_ns = max(self.bench.node.get_clock().now().nanoseconds, self.last_ns + 1_000_000)
+        """A stamp so much later than the one before that an image of that one cannot pass for one of this."""
+        clock = self.bench.node.get_clock()
+        self.bench.until(
+            lambda: clock.now().nanoseconds >= self.last_ns + FRAME_PERIOD_NS, "the next frame's time"
+        )
+        self.last_ns = clock.now().nanoseconds
         return self.last_ns
 
     def send_odometry(self, stamp_ns: int, speed_mps: float = SPEED_MPS, **changes: Any) -> None:
