@@ -49,8 +49,10 @@ MOST_VALUES = 10_000_000
 CONSTANT_VELOCITY = "constant velocity"
 """The row beside the files'."""
 
-_NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
-_PAIR = re.compile(rf"[(\[]\s*{_NUMBER}\s*,\s*{_NUMBER}\s*[)\]]")
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_PAIR = re.compile(rf"[(\[]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*[)\]]")
+_OTHER_GROUP = re.compile(rf"[(\[]\s*{_NUMBER}(?:\s*,\s*{_NUMBER})*\s*[)\]]")
+"""Numbers in brackets, however many."""
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth")
 
 
@@ -58,15 +60,16 @@ class Prediction(BaseModel):
     """One plan of a predictions file.
 
     Attributes:
-        waypoints: [6, 2] x, y or (frame ego only) [6, 3] x, y, heading in radians.
+        waypoints: [6, 2] x, y or (frame ego only) [6, 3] x, y, heading in radians; checked with those of the
+            other kinds of files, so that all faults are listed.
         latency_ms: from the frame to the plan, where it was measured.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     token: str
-    waypoints: list[list[float]]
-    latency_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    waypoints: list[Any]
+    latency_ms: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] | None = None
 
 
 class PredictionsFile(BaseModel):
@@ -333,8 +336,12 @@ def _checked(plan: Any, frame: PlanFrame) -> tuple[FloatArray, str]:
     if isinstance(plan, str):
         pairs = _PAIR.findall(plan)
         if not pairs:
-            return nothing, f"has no waypoints in its text {plan[:40]!r}"
+            other = _OTHER_GROUP.search(plan)
+            came = plan[:40] if other is None else other[0][:40]
+            return nothing, f"has no waypoints in its text but {came!r}, needed: {STEPS} of (x, y)"
         plan = [[float(x), float(y)] for x, y in pairs]
+    if odd := _no_number(plan):
+        return nothing, f"is no list of waypoints, it holds {odd}"
     try:
         waypoints = np.array(plan, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -354,6 +361,18 @@ def _checked(plan: Any, frame: PlanFrame) -> tuple[FloatArray, str]:
         step = int(farthest.argmax())
         return nothing, f"is {farthest[step]:g} m away at step {step}, allowed: {FARTHEST_M:g} m"
     return waypoints, ""
+
+
+def _no_number(plan: Any) -> str:
+    """What a list of lists holds that is no number, though numpy would take it for one (true, "1"); or ""."""
+    left = [plan]
+    while left:
+        value = left.pop()
+        if isinstance(value, list):
+            left.extend(reversed(value))
+        elif not isinstance(value, np.ndarray) and type(value) not in (int, float):
+            return repr(value)[:40]
+    return ""
 
 
 def _parsed(path: Path, content: bytes, repeated: list[str]) -> Any:
@@ -454,7 +473,8 @@ def _vad(document: Any) -> _Found | None:
         plan: Any = entry
         if isinstance(entry, (list, tuple)) and len(entry) == 2:
             steps, command = np.array(entry[0], dtype=object), np.ravel(np.array(entry[1], dtype=object))
-            if steps.ndim == 3 and len(steps) == len(command) and list(command).count(1) == 1:
+            chosen = steps.ndim == 3 and len(steps) == len(command) and list(command).count(1) == 1
+            if chosen and not _no_number(entry[0]):
                 with contextlib.suppress(TypeError, ValueError, OverflowError):
                     plan = np.cumsum(steps.astype(np.float64)[list(command).index(1)], axis=0)
         plans.append((_token(token), plan))

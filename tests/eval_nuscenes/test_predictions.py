@@ -87,7 +87,13 @@ def plan(token: str = "t1", waypoints: Any = AHEAD, **more: Any) -> dict:
         ({"t1": [*AHEAD[:5], [float("nan"), 0.0]]}, "t1 is not finite at step 5"),
         ({"t1": AHEAD[:5], "t2": AHEAD * 2}, "2 faults: t1 has 5 waypoints, needed: 6, .*; t2 has 12"),
         ({"t1": [[1.0] * 4] * 6}, r"t1 has shape \[6, 4\], allowed in frame ego: \[6, 2\] or \[6, 3\]"),
-        ({"t1": "I would rather wait."}, "t1 has no waypoints in its text 'I would rather wait.'"),
+        ({"t1": "I would rather wait."}, "has no waypoints in its text but 'I would rather wait.', needed"),
+        ({"t1": "PATH: [(2.0, 0.1, 0.05), (4.0, 0.2, 0.05)]"},
+         r"t1 has no waypoints in its text but '\(2.0, 0.1, 0.05\)', needed: 6 of \(x, y\)"),
+        ({"t1": [[True, 0.0], *AHEAD[1:]]}, "t1 is no list of waypoints, it holds True"),
+        ({"t1": [["2.0", 0.0], *AHEAD[1:]]}, "t1 is no list of waypoints, it holds '2.0'"),
+        (own([plan(), plan("t2", [[2.0, False], *AHEAD[1:]])]), "t2 is no list of waypoints, it holds False"),
+        (own([plan(latency_ms=True)]), "predictions.0.latency_ms: .*number"),
         ({"t1": [AHEAD, AHEAD]}, r"t1 has shape \[2, 6, 2\]"),
         ({f"t{number}": AHEAD[:3] for number in range(14)}, "14 faults: t0 .* and 4 more"),
         ({"t1": [*AHEAD[:5], [1e300, 0.0]]}, r"t1 is 1e\+300 m away at step 5, allowed: 10000 m"),
@@ -110,9 +116,10 @@ def test_faults_are_listed(document: Any, message: str, tmp_path: Path) -> None:
         read_predictions(write(tmp_path / "plans.json", document), "ego")
 
 
-def test_steps_of_vad_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
-    document = {"plan_results": {"t1": [[[["a", "b"]] * 6] * 3, [0, 1, 0]]}}
-    with pytest.raises(InputError, match="t1 is no list of waypoints"):
+@pytest.mark.parametrize("step", [["a", "b"], ["0", "1"], [False, True]])
+def test_steps_of_vad_that_are_no_numbers_are_refused(step: list[Any], tmp_path: Path) -> None:
+    document = {"plan_results": {"t1": [[[step] * 6] * 3, [0, 1, 0]]}}
+    with pytest.raises(InputError, match="t1 is no list of waypoints, it holds"):
         read_predictions(write(tmp_path / "plans.json", document))
 
 
