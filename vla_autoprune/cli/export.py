@@ -12,7 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from vla_autoprune.cli import app
-from vla_autoprune.cli.options import DECODER, MODEL, PROMPT, TargetName, require_directory
+from vla_autoprune.cli.options import (
+    DECODER,
+    MODEL,
+    PROMPT,
+    TargetName,
+    require_directory,
+    told_when_interrupted,
+)
 from vla_autoprune.errors import BundleError, InputError
 from vla_autoprune.progress import progress_bar
 
@@ -130,7 +137,8 @@ def export(
             markup=False,
         )
         return
-    with progress_bar() as progress:
+    left = f"{out} is as it was; the same command starts from the beginning"
+    with told_when_interrupted(lambda: left), progress_bar() as progress:
         task = progress.add_task("export", total=None)
         bundle, report, lint = export_checked(
             adapter,

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import typer
 from pydantic import ValidationError
+from rich.console import Console
 
 from vla_autoprune.errors import InputError, VlaError
 
@@ -147,6 +148,22 @@ def refuse(faults: list[str]) -> None:
     """
     if faults:
         raise InputError("; ".join(faults))
+
+
+@contextlib.contextmanager
+def told_when_interrupted(what_is_left: Callable[[], str]) -> Iterator[None]:
+    """On Ctrl-C, say what there is by then and how to go on.
+
+    Args:
+        what_is_left: asked only then.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        Console(stderr=True, soft_wrap=True).print(
+            f"interrupted: {what_is_left()}", style="yellow", markup=False, highlight=False
+        )
+        raise
 
 
 def usage_fault(error: typer.TyperException) -> str:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vla_autoprune.cli import app
-from vla_autoprune.cli.options import comma_list, require_directory
+from vla_autoprune.cli.options import comma_list, require_directory, told_when_interrupted
 from vla_autoprune.errors import InputError
 
 
@@ -90,7 +90,8 @@ def synth(
         calibration_fraction=calibration_fraction,
         jpeg_quality=jpeg_quality,
     )
-    dataset = write_dataset(out, options, workers=workers, overwrite=overwrite)
+    with told_when_interrupted(lambda: f"{out} is as it was; the same command starts from the beginning"):
+        dataset = write_dataset(out, options, workers=workers, overwrite=overwrite)
 
     record, console = dataset.record, Console(soft_wrap=True)
     title = f"{out} ({VERSION}){', as it was' if dataset.reused else ''}"
