@@ -23,7 +23,8 @@ def headlines(summary: EvaluationSummary) -> list[str]:
     if mean is None:
         return [f"Protocol {protocol} counts no sample here, so nothing can be said by it."]
     said = [
-        f"{_called(reference)} is {mean:.2f} m off on average ({protocol}, {resting_on(planning)})"
+        f"{_called(reference)} is {mean:.2f} m off on average over 1, 2 and 3 s ({protocol}, "
+        f"{resting_on(planning)})"
         f"{_time(reference)}{_others(summary, protocol)}.{_late(planning)}"
     ]
     if planning.few:
@@ -35,7 +36,7 @@ def headlines(summary: EvaluationSummary) -> list[str]:
         if variant.name == summary.reference or variant.kind in REFERENCES:
             continue
         above = _difference(variant.planning[protocol].l2_above_reference_m, summary.reference)
-        said.append(f"{variant.name}: L2 {above}{_saved(variant, reference)}.")
+        said.append(f"{variant.name}: {protocol} L2 {above}{_saved(variant, reference)}.")
     compared = [each for each in summary.comparisons if each.protocol == protocol]
     said += [comparison_sentence(each) for each in compared]
     if not compared and len({row.kind for row in summary.variants if row.kind in PRUNED}) > 1:
@@ -61,7 +62,7 @@ def comparison_sentence(comparison: LatencyComparison) -> str:
     """Two policies at one latency, with no more than the interval allows."""
     return (
         f"At {comparison.latency_ms:.1f} ms per plan, {comparison.variant} against {comparison.against}: "
-        f"L2 {verdict(comparison.l2_m)}."
+        f"{comparison.protocol} L2 {verdict(comparison.l2_m)}."
     )
 
 

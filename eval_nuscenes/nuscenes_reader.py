@@ -267,6 +267,11 @@ class NuScenesSplit:
         return self._sample(self._samples[index])
 
     @property
+    def samples_in_split(self) -> int:
+        """How many there are before `limit` and `scenes`."""
+        return len(self._all)
+
+    @property
     def tokens(self) -> tuple[str, ...]:
         """The samples' tokens, in order."""
         return tuple(record["token"] for record in self._samples)

@@ -244,8 +244,8 @@ def complexity_plot(summary: EvaluationSummary, recipe: PruningRecipe) -> str:
     return _figure(figure)
 
 
-def error_by_complexity_plot(variants: Sequence[VariantSummary]) -> str:
-    """Mean L2 of frames of similar complexity, per variant, with intervals over scenes."""
+def error_by_complexity_plot(protocol: str, variants: Sequence[VariantSummary]) -> str:
+    """Mean L2 of frames of similar complexity under a protocol, per variant, with intervals over scenes."""
     from matplotlib.figure import Figure
 
     rows = [(variant, variant.error_by_complexity) for variant in variants]
@@ -266,7 +266,7 @@ def error_by_complexity_plot(variants: Sequence[VariantSummary]) -> str:
         axes.set_xlabel("complexity, bits")
         axes.set_ylim(bottom=0)
         axes.grid(axis="y")
-    panels[0, 0].set_ylabel("mean L2, m")
+    panels[0, 0].set_ylabel(f"mean L2, m ({protocol})")
     return _figure(figure)
 
 

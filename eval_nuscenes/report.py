@@ -262,7 +262,8 @@ def _sections(
     example = pruned_example(summary.variants)
     known = [each for each in (summary.variant("full"), example) if each and each.error_by_complexity]
     if known:
-        yield section("Complexity and error", _ABOUT_ERROR, plots.error_by_complexity_plot(known))
+        errors = plots.error_by_complexity_plot(summary.protocols[0], known)
+        yield section("Complexity and error", _ABOUT_ERROR, errors)
     if tokens and recipe is not None:
         figures = "".join(_token_figures(view, recipe) for view in tokens)
         yield section("What each stage still sees", _ABOUT_TOKENS, figures)
@@ -282,7 +283,10 @@ def _table(summary: EvaluationSummary) -> str:
         "flags",
     )
     counted = summary.variants[0].planning
-    protocols = [f"{name}<br><small>{_counts(counted[name])}</small>" for name in summary.protocols]
+    protocols = [
+        f"{name}<br><small>{protocol_named(name).reports}<br>{_counts(counted[name])}</small>"
+        for name in summary.protocols
+    ]
     head = "".join(f"<th>{name}</th>" for name in ("variant", *(costs if timed else ()), *protocols))
     rows = []
     for variant in summary.variants:
@@ -397,9 +401,9 @@ def _worst_figures(view: WorstView, summary: EvaluationSummary, recipe: PruningR
     blocks.append(plots.bird_eye_plot(summary, [view.scene]))
     traits = ", ".join(view.traits.values())
     why = f", failed: {escape(planned.error)}" if planned.error else ""
-    hits = f", {view.hits} of 6 steps collide" if view.hits else ", no collision"
+    hits = f"{view.hits} of 6 steps collide" if view.hits else "no collision"
     return (
-        f"<h3>{escape(sample.scene)}, {view.error_m:.1f} m off after 3 s{hits} "
+        f"<h3>{escape(sample.scene)}, {view.error_m:.1f} m off after 3 s, {hits} ({summary.protocols[0]}) "
         f"<small>{escape(name)}{why} · {escape(traits)} · command {sample.command.value} · "
         f"{sample.ego.speed_mps:.1f} m/s · <code>{escape(sample.token)}</code></small></h3>"
         f'<div class="worst">{"".join(blocks)}</div>'
@@ -442,7 +446,8 @@ def _explanations(summary: EvaluationSummary) -> str:
         protocol = protocol_named(name)
         items.append(
             f"<dt>{name}</dt><dd>{escape(protocol.summary)} Counter: {escape(protocol.counter)} "
-            f"({_counts(planning)} here). Quirks kept: {escape('; '.join(protocol.quirks))}.</dd>"
+            f"({_counts(planning)} of {summary.conditions.samples} here). "
+            f"Quirks kept: {escape('; '.join(protocol.quirks))}.</dd>"
         )
     conditions = summary.conditions
     items += [

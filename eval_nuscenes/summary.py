@@ -150,6 +150,7 @@ class Conditions(Record):
         source: the bundle or the files that were evaluated.
         samples: scored.
         samples_asked: of the split, after `--scenes` and `--limit`.
+        samples_in_split: before them.
         latency_ms: given for all plans; None where each has its own.
         warm_up: uncounted plans per variant; None where nothing was timed here.
     """
@@ -162,6 +163,7 @@ class Conditions(Record):
     split: str
     samples: int
     samples_asked: int
+    samples_in_split: int
     scenes: int
     ego_sources: dict[str, int]
     latency_ms: float | None = None
@@ -172,11 +174,13 @@ class Conditions(Record):
     @property
     def coverage(self) -> str:
         """How much of what was asked for is scored, in words."""
-        scored = f"{self.samples} samples of {self.scenes} scenes"
-        if self.samples == self.samples_asked:
-            return scored
-        share = self.samples / self.samples_asked
-        return f"only {self.samples} of {self.samples_asked} samples ({share:.1%}) of {self.scenes} scenes"
+        scored, chosen = f"{self.samples} samples", ""
+        if self.samples < self.samples_asked:
+            share = self.samples / self.samples_asked
+            scored = f"only {self.samples} of {self.samples_asked} samples ({share:.1%})"
+        if self.samples_asked < self.samples_in_split:
+            chosen = f", chosen from the split's {self.samples_in_split} samples"
+        return f"{scored} of {self.scenes} scenes{chosen}"
 
 
 class EvaluationSummary(Record):

@@ -90,6 +90,14 @@ class OpenLoopProtocol:
     follows: Literal["lidar", "rear_axle"] = "lidar"
 
     @property
+    def reports(self) -> str:
+        """What its figures at N s are, in a few words."""
+        words = {"at": "the step at N s", "mean": "mean up to N s", "any": "any up to N s"}
+        if self.reporting == self.collision_reporting:
+            return words[self.reporting]
+        return f"{words[self.reporting]}, collision {words[self.collision_reporting]}"
+
+    @property
     def needs_map(self) -> bool:
         """Its truth must hold road edges (`NuScenesSplit(..., road_edges=True)`)."""
         return self.intersection_test is not None

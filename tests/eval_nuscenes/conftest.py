@@ -237,6 +237,7 @@ def evaluated(run_key: RunKey, tmp_path_factory: pytest.TempPathFactory) -> Call
             split="val",
             samples=len(drive),
             samples_asked=len(drive),
+            samples_in_split=len(drive),
             scenes=len({sample.scene for sample in drive.samples}),
             ego_sources={"can_bus": len(drive)},
             warm_up=0,

@@ -33,6 +33,7 @@ from vla_autoprune.cli.options import (
     gathered,
     refuse,
     require_directory,
+    told_when_interrupted,
 )
 from vla_autoprune.errors import InputError
 from vla_autoprune.progress import progress_bar
@@ -247,6 +248,7 @@ def evaluate(
         split=split,
         samples=len(planned.records),
         samples_asked=len(samples),
+        samples_in_split=samples.samples_in_split,
         scenes=len({each.scene for each in planned.records}),
         ego_sources=dict(ego_sources),
         latency_ms=latency_ms,
@@ -367,13 +369,14 @@ def _finish(
     left = [token for token in samples.tokens if token not in log.records]
     if len(left) < len(samples):
         console.print(f"{len(samples) - len(left)} of {len(samples)} samples are done already")
-    try:
+
+    def kept() -> str:
+        done = len(set(samples.tokens) & set(log.records))
+        return f"{done} of {len(samples)} samples are kept; the same command goes on"
+
+    with told_when_interrupted(kept):
         for _ in _progress(planning, f"plan, {len(log.key.variants)} variants", len(left)):
             pass
-    except KeyboardInterrupt:
-        done = len(set(samples.tokens) & set(log.records))
-        console.print(f"{done} of {len(samples)} samples are kept; the same command goes on", style="yellow")
-        raise
 
 
 def _score_files(

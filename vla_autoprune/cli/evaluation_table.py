@@ -31,9 +31,10 @@ def print_evaluation(result: EvaluationSummary) -> None:
     console.print(f"{conditions.split}: {conditions.coverage}", style="bold", highlight=False)
     console.print(table)
     console.print(
-        "n: samples that the protocol divides by; – where there is none. late: the mean if each plan is "
-        "carried out only after its latency.",
+        f"{_reporting(result.protocols)} n: samples that the protocol divides by; – where there is none. "
+        "late: the mean if each plan is carried out only after its latency.",
         style="dim",
+        highlight=False,
     )
     if any(variant.cost is not None for variant in result.variants):
         console.print(_cost_table(result))
@@ -60,6 +61,16 @@ def print_evaluation(result: EvaluationSummary) -> None:
             )
     for sentence in headlines(result):
         console.print(f"- {sentence}", highlight=False)
+
+
+def _reporting(protocols: Sequence[str]) -> str:
+    """What the figures at 1, 2 and 3 s are, which differs between protocols."""
+    from eval_nuscenes.metrics import protocol_named
+
+    alike: dict[str, list[str]] = {}
+    for name in protocols:
+        alike.setdefault(protocol_named(name).reports, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {reports}" for reports, names in alike.items()) + "."
 
 
 def _planning_table(result: EvaluationSummary) -> Table:
