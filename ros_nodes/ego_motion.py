@@ -60,6 +60,11 @@ class EgoMotion:
         """The last sample taken in."""
         return self._samples[-1] if self._samples else None
 
+    @property
+    def accelerations(self) -> int:
+        """How many messages of the acceleration topic are kept."""
+        return len(self._accelerations)
+
     def add(self, sample: OdometrySample) -> str | None:
         """Take odometry in.
 

@@ -88,7 +88,6 @@ class TrajectoryGuard(LifecycleNode):
         self._plans_taken = 0
         self._handling_ms: deque[float] = deque(maxlen=1000)
         self._late_ms: deque[float] = deque(maxlen=1000)
-        self._publish()
         self._plans = self.create_subscription(Path, topics.PLANNER_PATH, self._on_plan, topics.plan_qos())
         self._odometry = self.create_subscription(
             Odometry, topics.ODOMETRY, self._on_odometry, topics.sensor_qos("best_effort", depth=10)
@@ -97,6 +96,7 @@ class TrajectoryGuard(LifecycleNode):
             self._period_s, self._on_tick, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
         self._ticked_s = time.monotonic()
+        self._publish()
 
     @transition
     def on_deactivate(self, state: LifecycleState) -> None:
@@ -187,6 +187,8 @@ class TrajectoryGuard(LifecycleNode):
             **{f"refused_{check}": count for check, count in sorted(guard.refused.items())},
             "odometry_faults": self._odometry_faults,
             "odometry_last_fault": self._odometry_fault,
+            "plans_from": topics.publishers_of(self, self._plans),
+            "odometry_from": topics.publishers_of(self, self._odometry),
         }
         for name, samples in (("handling_ms", self._handling_ms), ("watchdog_late_ms", self._late_ms)):
             if samples:

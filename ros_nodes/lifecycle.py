@@ -21,12 +21,39 @@ SPIN_S = 0.1
 """How long a signal may go unnoticed while no message arrives."""
 
 
+class _GivenUp(BaseException):
+    """A signal came during a transition that may take minutes."""
+
+
+class _Signals:
+    """SIGINT and SIGTERM of this process: noted, and raised where they may break off what is being done."""
+
+    def __init__(self) -> None:
+        self.received: list[str] = []
+        self.break_off = False
+
+    def allow_break_off(self) -> None:
+        self.break_off = True
+        if self.received:
+            raise _GivenUp
+
+    def take(self, number: int, _: object) -> None:
+        self.received.append(signal.Signals(number).name)
+        if self.break_off:
+            self.break_off = False  # launch and terminal both send one; the second must not disturb the end
+            raise _GivenUp
+
+
+_signals = _Signals()
+
+
 def transition(
     step: Callable[[Self, LifecycleState], None],
 ) -> Callable[[Self, LifecycleState], TransitionCallbackReturn]:
     """Make a lifecycle callback of a method that raises what is wrong: it is logged, the transition fails.
 
-    rclpy itself swallows what a callback raises.
+    rclpy itself swallows what a callback raises. Configuring is broken off by a signal; the other transitions
+    are short, and some must not be.
     """
 
     @functools.wraps(step)
@@ -35,12 +62,19 @@ def transition(
 
         name = step.__name__.removeprefix("on_")
         try:
-            step(node, state)
-        except VlaError as error:
-            node.get_logger().error(f"{name} refused: {error}")
-            return TransitionCallbackReturn.FAILURE
-        except Exception:
-            node.get_logger().error(f"{name} failed: {traceback.format_exc()}")
+            try:
+                if name == "configure":
+                    _signals.allow_break_off()
+                step(node, state)
+            finally:
+                _signals.break_off = False
+        except (Exception, _GivenUp) as error:
+            if name == "configure" and _signals.received:  # an import makes an error of its own of it
+                node.get_logger().warning(f"{name} given up: {_signals.received[0]}")
+            elif isinstance(error, VlaError):
+                node.get_logger().error(f"{name} refused: {error}")
+            else:
+                node.get_logger().error(f"{name} failed: {traceback.format_exc()}")
             return TransitionCallbackReturn.FAILURE
         return TransitionCallbackReturn.SUCCESS
 
@@ -63,9 +97,8 @@ def run(make: Callable[[], LifecycleNode], args: Sequence[str] | None = None) ->
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
-    stop: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _: stop.append(received))
+        signal.signal(number, _signals.take)
     end_with_launch()
     rclpy.init(args=sys.argv if args is None else list(args), signal_handler_options=SignalHandlerOptions.NO)
     node = make()
@@ -73,7 +106,7 @@ def run(make: Callable[[], LifecycleNode], args: Sequence[str] | None = None) ->
     executor.add_node(node)
     code = 0
     try:
-        while not stop:
+        while not _signals.received:
             executor.spin_once(timeout_sec=SPIN_S)
     except Exception:
         node.get_logger().fatal(f"ends after {traceback.format_exc()}")

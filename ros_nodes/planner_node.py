@@ -202,6 +202,7 @@ class VlaPlanner(LifecycleNode):
                 "install it and source its workspace, or set output_type to path"
             )
         begin = time.monotonic()
+        self.get_logger().info(f"opens and warms up {settings['bundle']} on {settings['backend']}")
         bundle = load_bundle(Path(settings["bundle"]))
         cameras = bundle.recipe.layout.cameras
         if settings["anchor_camera"] not in cameras:
@@ -253,15 +254,18 @@ class VlaPlanner(LifecycleNode):
         self._create_publishers(settings["output_type"] != "path" and _has_trajectory_messages())
         raw = settings["image_transport"] == "raw"
         kind, sensors = (Image if raw else CompressedImage), topics.sensor_qos(settings["reliability"])
+        self._cameras_in: dict[str, Any] = {}
         for camera in cameras:
-            self._subscribe(kind, topics.camera_topic(camera, raw), partial(self._on_image, camera), sensors)
+            take = partial(self._on_image, camera)
+            self._cameras_in[camera] = self._subscribe(kind, topics.camera_topic(camera, raw), take, sensors)
         odometry_qos = topics.sensor_qos(settings["reliability"], depth=20)
-        self._subscribe(Odometry, topics.ODOMETRY, self._on_odometry, odometry_qos)
+        self._odometry_in = self._subscribe(Odometry, topics.ODOMETRY, self._on_odometry, odometry_qos)
+        self._acceleration_in = None
         if settings["acceleration_source"] == "topic":
-            self._subscribe(
+            self._acceleration_in = self._subscribe(
                 AccelWithCovarianceStamped, topics.ACCELERATION, self._on_acceleration, odometry_qos
             )
-        self._subscribe(String, topics.COMMAND, self._on_command, topics.latched_qos())
+        self._command_in = self._subscribe(String, topics.COMMAND, self._on_command, topics.latched_qos())
         self._wait = self.create_timer(
             max(settings["sync_wait_ms"], 1.0) / 1e3, self._on_waited, clock=self._steady
         )
@@ -289,9 +293,10 @@ class VlaPlanner(LifecycleNode):
 
             self._trajectory_out = publisher(Trajectory, topics.PLANNER_TRAJECTORY, topics.plan_qos())
 
-    def _subscribe(self, kind: Any, topic: str, callback: Any, qos: Any) -> None:
+    def _subscribe(self, kind: Any, topic: str, callback: Any, qos: Any) -> Any:
         made = self.create_subscription(kind, topic, callback, qos)
         self._entities.append((self.destroy_subscription, made))
+        return made
 
     def _deactivate(self) -> None:
         if self._worker is not None:
@@ -455,6 +460,9 @@ class VlaPlanner(LifecycleNode):
             self._count(f"{camera} filled")
         notes = [*plan.flags, *images.notes]
         notes += [f"filled {camera} with {how}" for camera, how in images.filled.items()]
+        for camera, behind_ms in job.frame.behind_ms.items():
+            self._count(f"{camera} behind")
+            notes.append(f"{camera} is {behind_ms:.0f} ms behind, its image of this frame came too late")
         if late:
             notes.append(f"deadline missed: {took_ms:.1f} of {settings['deadline_ms']:g} ms")
         self._text_out.publish(String(data=plan.text))
@@ -469,6 +477,8 @@ class VlaPlanner(LifecycleNode):
             "visual_tokens_into_stages": _listed([len(kept) for kept in plan.kept_visual]),
             "flags": "; ".join(plan.flags),
             "filled": "; ".join(images.filled),
+            "behind_ms": "; ".join(f"{camera} {ms:.3f}" for camera, ms in job.frame.behind_ms.items()),
+            "skew_ms": job.frame.skew_ms,
             "stamp_to_publish_ms": took_ms,
             "age_at_publish_ms": age_ms,
             **before_plan,
@@ -504,8 +514,8 @@ class VlaPlanner(LifecycleNode):
 
     def _on_diagnostics(self) -> None:
         self._rival_names = self._rivals()
-        status = [self._planning_status(), self._camera_status(), self._odometry_status()]
-        array = DiagnosticArray(status=status)
+        parts = (self._planning_status, self._camera_status, self._odometry_status, self._command_status)
+        array = DiagnosticArray(status=[part() for part in parts])
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics_out.publish(array)
 
@@ -530,11 +540,8 @@ class VlaPlanner(LifecycleNode):
             silent_s = inputs.synchroniser.silent_s(camera, now_s)
             if silent_s is not None and silent_s * 1e3 <= settings["camera_timeout_ms"]:
                 continue
-            topic = self.resolve_topic_name(
-                topics.camera_topic(camera, settings["image_transport"] == "raw")
-            )
             since = "never arrived" if silent_s is None else f"silent for {silent_s:.1f} s"
-            faults.append(f"{camera} {since} ({topic}, {self.count_publishers(topic)} publishers)")
+            faults.append(f"{camera} {since} ({topics.publishers_of(self, self._cameras_in[camera])})")
             worst = camera == anchor or settings["missing_camera"] == "refuse"
             level = "error" if worst or level == "error" else "warn"
         return self._status("cameras", level, "; ".join(faults) or "all arrive", {})
@@ -545,12 +552,16 @@ class VlaPlanner(LifecycleNode):
         level: Level = "ok"
         findings = []
         newest, counts = inputs.ego.newest, inputs.ego.counts.copy()
+        publishers = topics.publishers_of(self, self._odometry_in)
         if newest is None:
-            level, findings = "error", ["never arrived"]
+            level, findings = "error", [f"never arrived ({publishers})"]
         else:
             age_ms = (self._now_ns() - newest.stamp_ns) / 1e6
             if abs(age_ms) > max(self._need_configured().settings["odometry_max_age_ms"], ODOMETRY_SILENT_MS):
-                level, findings = "error", [f"the last is {age_ms:.0f} ms old"]
+                level, findings = "error", [f"the last is {age_ms:.0f} ms old ({publishers})"]
+        if self._acceleration_in is not None and not inputs.ego.accelerations:
+            level = "error"
+            findings.append(f"no acceleration ({topics.publishers_of(self, self._acceleration_in)})")
         faults = counts - self._odometry_faults
         self._odometry_faults = counts
         if faults:
@@ -558,6 +569,12 @@ class VlaPlanner(LifecycleNode):
             findings.append("new faults: " + ", ".join(f"{name} {n}" for name, n in sorted(faults.items())))
         values = {f"count_{fault.replace(' ', '_')}": number for fault, number in sorted(counts.items())}
         return self._status("odometry", level, "; ".join(findings) or "arrives", values)
+
+    def _command_status(self) -> DiagnosticStatus:
+        if self._command is None:
+            publishers = topics.publishers_of(self, self._command_in)
+            return self._status("command", "error", f"never arrived ({publishers})", {})
+        return self._status("command", "ok", self._command.value, {})
 
     def _status(self, part: str, level: Level, message: str, values: dict[str, Any]) -> DiagnosticStatus:
         return messages.diagnostic_status(f"{self.get_name()}: {part}", level, message, values)

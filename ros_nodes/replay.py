@@ -18,7 +18,7 @@ import numpy as np
 from ros_nodes import topics
 from ros_nodes.camera_images import ImageData, image_of
 from ros_nodes.ego_motion import AccelerationSource, EgoMotion
-from ros_nodes.messages import odometry_sample, stamp_ns_of, trajectory_of
+from ros_nodes.messages import image_data, odometry_sample, stamp_ns_of, trajectory_of
 from ros_nodes.motion import Trajectory
 from vla_autoprune.errors import InputError, VlaError
 from vla_autoprune.frame import Command, Frame, Plan
@@ -92,10 +92,7 @@ def replay(
     for topic, message in read_messages(recording):
         camera = next((suffixes[suffix] for suffix in suffixes if topic.endswith("/" + suffix)), None)
         if camera is not None:
-            data = ImageData(message.data)
-            if not hasattr(message, "format"):
-                data = ImageData(message.data, message.encoding, message.width, message.height, message.step)
-            known.images[camera].append((stamp_ns_of(message.header.stamp), data))
+            known.images[camera].append((stamp_ns_of(message.header.stamp), image_data(message)))
         elif topic.endswith("/" + topics.PLANNER_STATUS):
             values = {item.key: item.value for status in message.status for item in status.values}
             stamp_ns = stamp_ns_of(message.header.stamp)
@@ -135,8 +132,10 @@ def _repeat(
         if command is None:
             raise InputError("no command was recorded before it")
         images = {}
+        behind_ns = _behind_ns(values.get("behind_ms", ""))
         for camera, kept in known.images.items():
-            near = min(kept, key=lambda entry: abs(entry[0] - recorded.stamp_ns), default=None)
+            used_ns = recorded.stamp_ns - behind_ns.get(camera, 0)
+            near = min(kept, key=lambda entry: abs(entry[0] - used_ns), default=None)
             if near is None or abs(near[0] - recorded.stamp_ns) > tolerance_ns:
                 raise InputError(f"no image of {camera} was recorded for it")
             images[camera] = image_of(camera, near[1])
@@ -150,6 +149,12 @@ def _repeat(
     return Replayed(
         result.stamp_ns, result.bucket, result.recorded_ms, float(apart.max()), again.timings_ms["total"]
     )
+
+
+def _behind_ns(text: str) -> dict[str, int]:
+    """By camera, how much older than the frame the image was that the planner took of it."""
+    pairs = (item.split() for item in text.split(";") if item.strip())
+    return {camera: round(float(ms) * 1e6) for camera, ms in pairs}
 
 
 def read_messages(recording: Path) -> Iterator[tuple[str, Any]]:

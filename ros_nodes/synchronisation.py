@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
 from typing import Generic, Literal, TypeVar
 
 Content = TypeVar("Content")
@@ -45,12 +47,20 @@ class FrameSet(Generic[Content]):
         arrived_s: when the anchor's image came.
         images: by camera, the anchor's included.
         absent: by camera, why there is no image of it.
+        behind_ms: by camera, how much older than the anchor's its image is, where a far nearer one was due
+            and has not come in time.
     """
 
     stamp_ns: int
     arrived_s: float
     images: Mapping[str, Stamped[Content]]
     absent: Mapping[str, str]
+    behind_ms: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def skew_ms(self) -> float:
+        """How far the image furthest from the anchor's is from it."""
+        return max(abs(image.stamp_ns - self.stamp_ns) for image in self.images.values()) / 1e6
 
 
 class Synchroniser(Generic[Content]):
@@ -132,12 +142,16 @@ class Synchroniser(Generic[Content]):
         if self._pending is None:
             return None
         anchor, waited = self._pending, now_s - self._pending.arrived_s >= self.wait_s
-        images, absent = {self.anchor: anchor}, {}
+        images, absent, behind_ms = {self.anchor: anchor}, {}, {}
         for camera in self.others:
             near = min(
                 self._buffers[camera], key=lambda image: abs(image.stamp_ns - anchor.stamp_ns), default=None
             )
             if near is not None and abs(near.stamp_ns - anchor.stamp_ns) <= self.tolerance_ns:
+                if self._nearer_is_due(camera, anchor.stamp_ns):
+                    if not waited:
+                        return None
+                    behind_ms[camera] = (anchor.stamp_ns - near.stamp_ns) / 1e6
                 images[camera] = near
                 continue
             if not waited and self._frames_silent[camera] < PATIENT_FRAMES:
@@ -153,4 +167,15 @@ class Synchroniser(Generic[Content]):
         self._pending, self._gave_way = None, 0
         for camera in absent:
             self._frames_silent[camera] += 1
-        return FrameSet(anchor.stamp_ns, anchor.arrived_s, images, absent)
+        return FrameSet(anchor.stamp_ns, anchor.arrived_s, images, absent, behind_ms)
+
+    def _nearer_is_due(self, camera: str, stamp_ns: int) -> bool:
+        """Whether a camera's next image, by its period, lies less than half as far from a time as its newest.
+
+        Without this the image before would pass for that of a frame wherever the tolerance spans a period.
+        """
+        stamps = [image.stamp_ns for image in self._buffers[camera]]
+        if len(stamps) < 2:
+            return False
+        due_ns = stamps[-1] + median(after - before for before, after in pairwise(stamps))
+        return 2 * abs(due_ns - stamp_ns) < stamp_ns - stamps[-1]

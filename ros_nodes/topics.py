@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from rclpy.node import Node
     from rclpy.qos import QoSProfile
+    from rclpy.subscription import Subscription
 
 ODOMETRY = "odometry"
 ACCELERATION = "acceleration"
@@ -68,3 +70,26 @@ def latched_qos() -> QoSProfile:
     return QoSProfile(
         depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
     )
+
+
+def publishers_of(node: Node, subscription: Subscription) -> str:
+    """How many publishers a topic has, and which of them a subscription cannot hear, for people.
+
+    Returns:
+        Such as "/command, 1 publishers" and, behind a colon, who is not heard and why.
+    """
+    from rclpy.qos import QoSCompatibility, qos_check_compatible
+
+    kind = subscription.msg_type
+    wanted = f"{kind.__module__.partition('.')[0]}/msg/{kind.__name__}"
+    found = node.get_publishers_info_by_topic(subscription.topic_name)
+    unheard = []
+    for publisher in found:
+        verdict, reason = qos_check_compatible(publisher.qos_profile, subscription.qos_profile)
+        name = f"{publisher.node_namespace.rstrip('/')}/{publisher.node_name}"
+        if publisher.topic_type != wanted:
+            unheard.append(f"{name} is not heard, it publishes {publisher.topic_type}, not {wanted}")
+        elif verdict == QoSCompatibility.ERROR:
+            unheard.append(f"{name} is not heard, {reason}")
+    counted = f"{subscription.topic_name}, {len(found)} publishers"
+    return f"{counted}: {'; '.join(unheard)}" if unheard else counted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+import signal
 import time
 from typing import Any
 
@@ -12,12 +13,14 @@ import cv2
 import numpy as np
 import pytest
 
-pytest.importorskip("rclpy", reason="needs ROS 2: pip install '.[ros-test]' or source ROS")
+rclpy = pytest.importorskip("rclpy", reason="needs ROS 2: pip install '.[ros-test]' or source ROS")
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.ros
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import AccelWithCovarianceStamped
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from nav_msgs.msg import Odometry
 from nav_msgs.msg import Path as PathMessage
 from rclpy.qos import QoSProfile
@@ -327,6 +330,28 @@ def test_a_late_side_camera_is_not_used(drive):
     assert level == "warn" and "CAM_BACK is 100 ms from CAM_FRONT, allowed 20" in message
 
 
+def test_an_image_of_the_frame_before_does_not_pass_for_one_of_this(drive, offline):
+    drive.begin(sync_wait_ms=1_000.0)
+    first_ns = drive.now_ns()
+    stamps = [first_ns + step * 50_000_000 for step in range(4)]  # 20 Hz: the tolerance is a whole period
+    for seed in (0, 1):
+        assert drive.status_of(drive.send(seed, stamps[seed]))[:2] == ("ok", "planned")
+
+    def all_heard() -> bool:
+        parts = [status for array in drive.diagnostics for status in array.status]
+        return any((item.key, item.value) == ("count_images", "12") for part in parts for item in part.values)
+
+    drive.bench.until(all_heard, "every image to be heard")
+    drive.send(2, stamps[2], without=("CAM_BACK",))
+    drive.bench.spin(0.1)
+    drive.send_image("CAM_BACK", jpeg(20 + CAMERAS.index("CAM_BACK")), stamps[2])
+    assert poses_of(drive.path_of(stamps[2])) == poses_of(path_message(planned(offline, 2), stamps[2]))
+    assert drive.status_of(stamps[2])[2]["skew_ms"] == "0"
+    level, message, values = drive.status_of(drive.send(3, stamps[3], without=("CAM_BACK",)))
+    assert level == "warn" and "CAM_BACK is 50 ms behind" in message
+    assert (values["count_CAM_BACK_behind"], values["behind_ms"]) == ("1", "CAM_BACK 50.000")
+
+
 @pytest.mark.parametrize(
     "data,fault",
     [
@@ -498,6 +523,49 @@ def test_an_activation_that_fails_leaves_nothing_behind(bench, stored_bundle, tm
     bench.until(lambda: not bench.node.count_publishers("/unbuilt/planner/path"), "its publishers to go")
     assert node.transition("cleanup") and node.transition("configure")
     assert node.interrupt() == 0
+
+
+def test_configuring_is_given_up_at_a_signal(bench, stored_bundle):
+    node = bench.start(
+        "ros_nodes.planner_node",
+        "slow_planner",
+        bundle=str(stored_bundle.path),
+        warmup_runs=100,
+        budget=0.6,
+        threads=1,
+    )
+    client = bench.node.create_client(ChangeState, "slow_planner/change_state")
+    bench.until(client.service_is_ready, "the planner")
+    configure = Transition(id=Transition.TRANSITION_CONFIGURE)
+    client.call_async(ChangeState.Request(transition=configure))
+    bench.until(lambda: "warms up" in node.log, "configuring to begin")
+    node.process.send_signal(signal.SIGINT)
+    assert node.interrupt() == 0  # terminal and launch send one each
+    assert "configure given up: SIGINT" in node.log
+    assert "ready after" not in node.log and "Traceback" not in node.log
+    bench.node.destroy_client(client)
+
+
+def test_publishers_that_are_not_heard_are_named(drive, bench):
+    drive.begin(camera_timeout_ms=200.0)
+    other = rclpy.Context()  # of several types on one topic, a process may have only one
+    rclpy.init(context=other, domain_id=bench.domain)
+    node = rclpy.create_node("wrong", context=other)
+    node.create_publisher(CompressedImage, topics.camera_topic("CAM_BACK"), topics.sensor_qos("best_effort"))
+    node.create_publisher(Image, topics.camera_topic("CAM_FRONT"), topics.sensor_qos())
+    node.create_publisher(String, "latched", QoSProfile(depth=1))
+    latched = bench.node.create_subscription(String, "latched", print, topics.latched_qos())
+    try:
+        for text in (
+            "CAM_BACK .*2 publishers: /wrong is not heard, .*est effort publisher",
+            "CAM_FRONT .*: /wrong .*publishes sensor_msgs/msg/Image, not sensor_msgs/msg/CompressedImage",
+        ):
+            assert drive.diagnosed("cameras", text).level == ERROR
+        bench.until(lambda: "olatile publisher" in topics.publishers_of(bench.node, latched), "the reason")
+    finally:
+        bench.node.destroy_subscription(latched)
+        node.destroy_node()
+        rclpy.shutdown(context=other)
 
 
 def test_the_documentation_lists_every_parameter(repository):

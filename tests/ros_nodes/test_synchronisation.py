@@ -39,6 +39,53 @@ def test_of_several_images_the_nearest_in_time_joins(synchroniser):
     assert synchroniser.take(0.0, True).images["LEFT"].content == "105"
 
 
+def run_up(period_ms: int, last_ms: int) -> Synchroniser[str]:
+    """Two cameras and a tolerance as long as their period; LEFT has come up to a time."""
+    pair = Synchroniser(("LEFT", "FRONT"), "FRONT", tolerance_ms=float(period_ms), wait_ms=30.0)
+    for stamp in range(last_ms - 3 * period_ms, last_ms + 1, period_ms):
+        pair.add("LEFT", stamp * MS, str(stamp), 0.0)
+    return pair
+
+
+def test_an_image_of_the_frame_before_does_not_pass_for_one_that_is_due():
+    pair = run_up(period_ms=50, last_ms=950)
+    pair.add("FRONT", 1000 * MS, "front", 10.0)
+    assert pair.take(10.0, True) is None
+    pair.add("LEFT", 1001 * MS, "1001", 10.02)
+    frame = pair.take(10.02, True)
+    assert frame.images["LEFT"].content == "1001"
+    assert not frame.behind_ms and frame.skew_ms == 1.0
+
+
+def test_an_image_that_is_due_and_does_not_come_costs_the_wait_and_is_named():
+    pair = run_up(period_ms=50, last_ms=950)
+    pair.add("FRONT", 1000 * MS, "front", 10.0)
+    assert pair.take(10.029, True) is None
+    frame = pair.take(10.031, True)
+    assert frame.images["LEFT"].content == "950"
+    assert frame.behind_ms == {"LEFT": 50.0} and not frame.absent and frame.skew_ms == 50.0
+
+
+@pytest.mark.parametrize(("last_ms", "why"), [(970, "due 20 ms after"), (1010, "has come"), (1000, "same")])
+def test_nobody_waits_for_an_image_that_is_hardly_nearer(last_ms, why):
+    pair = run_up(period_ms=50, last_ms=last_ms)
+    pair.add("FRONT", 1000 * MS, "front", 10.0)
+    assert pair.take(10.0, True).images["LEFT"].content == str(last_ms), why
+
+
+def test_a_camera_of_half_the_rate_is_not_waited_for():
+    pair = run_up(period_ms=100, last_ms=950)
+    pair.add("FRONT", 1000 * MS, "front", 10.0)
+    assert pair.take(10.0, True).images["LEFT"].content == "950"
+
+
+def test_one_lost_image_does_not_pass_for_a_longer_period():
+    pair = run_up(period_ms=50, last_ms=850)
+    pair.add("LEFT", 950 * MS, "950", 0.0)
+    pair.add("FRONT", 1000 * MS, "front", 10.0)
+    assert pair.take(10.0, True) is None
+
+
 def test_it_waits_only_so_long(synchroniser):
     synchroniser.add("FRONT", 100 * MS, "front", 10.0)
     synchroniser.add("LEFT", 60 * MS, "left", 10.0)
