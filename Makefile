@@ -38,7 +38,7 @@ test: $(READY)
 
 # The vehicle subset on its oldest Python: no torch, no transformers.
 VEHICLE_PYTHON ?= python3.10
-VEHICLE_TESTS := test_bundle.py test_recipe.py runtime pruning profiling
+VEHICLE_TESTS := test_bundle.py test_recipe.py models/test_preprocess.py runtime pruning profiling
 test-vehicle:
 	$(VEHICLE_PYTHON) -m venv $(VENV)-vehicle
 	$(VENV)-vehicle/bin/python -m pip install --quiet --upgrade pip

@@ -41,6 +41,7 @@ setup(
     install_requires=[
         "numpy>=1.23",
         "opencv-python-headless>=4.8",
+        "pillow>=10",  # the filters that images were resized with in training, loaded where a bundle asks
         "onnxruntime>=1.20",
         "tokenizers>=0.20",
         "pydantic>=2.5",

@@ -13,6 +13,7 @@ from vla_autoprune.frame import Command
 from vla_autoprune.models.answers import AnswerFormat, decoder_option
 from vla_autoprune.models.driving_vla import SHIPPED, load_model, load_shipped
 from vla_autoprune.models.families import adapter_for, check_checkpoint, weight_files
+from vla_autoprune.models.image_processor import read_image_processor
 from vla_autoprune.models.preprocess import Preprocessing
 from vla_autoprune.models.prompt import Prompt, read_tokenizer
 from vla_autoprune.models.prompt_template import (
@@ -155,7 +156,7 @@ def open_checkpoint(
 
     check_checkpoint(folder)
     (name,) = read_json(folder / "config.json")["architectures"][:1]
-    preprocessor = _preprocessor(folder)
+    image_processor = read_image_processor(folder)
     tokenizer = read_tokenizer(folder / "tokenizer.json")
     logging.disable_progress_bar()
     try:
@@ -197,14 +198,7 @@ def open_checkpoint(
         model=model,
         prompt=prompt,
         codec=decoder_option(decoder, tokens),
-        preprocessing=Preprocessing(
-            cameras=layout.cameras,
-            width=size[0],
-            height=size[1],
-            mean=preprocessor["image_mean"],
-            std=preprocessor["image_std"],
-            fit="crop" if preprocessor.get("do_center_crop") else "squeeze",
-        ),
+        preprocessing=image_processor.preprocessing(layout.cameras, size),
     )
 
 
@@ -220,15 +214,6 @@ def _check_vision_marks(config: Any, prompt: TemplatePrompt) -> None:
             word = prompt.tokenizer.id_to_token(start)
             raise InputError(f"prompt template: {{{span[1]}}} must stand between {word!r} and its end token")
         row += span[-1]
-
-
-def _preprocessor(folder: Path) -> dict[str, Any]:
-    path = folder / "preprocessor_config.json"
-    values: dict[str, Any] = read_json(path) if path.is_file() else {}
-    for key in ("image_mean", "image_std"):
-        if len(values.get(key, ())) != 3:
-            raise InputError(f"{path}: {key} is missing; it says how images are normalised")
-    return values
 
 
 def _downloaded(model: str) -> Path:

@@ -20,12 +20,14 @@ _ANEW = "train the model or export the bundle anew with vla-autoprune"
 
 Deviation = Annotated[float, Field(gt=0)]
 
+Resample = Literal["area", "nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+"""How an image gets another size: cv2's means of areas, or Pillow's filter of that name."""
+
 
 class Preprocessing(BaseModel):
     """What happens to an image before the tower; a JSON file of every bundle.
 
-    The image gets the tower's size, every pixel the mean of the area it covers, is scaled to 0..1, then
-    normalised per colour channel.
+    The image gets the tower's size, is scaled to 0..1, then normalised per colour channel.
 
     Attributes:
         cameras: in the order of the prompt.
@@ -36,6 +38,9 @@ class Preprocessing(BaseModel):
         std: per channel (RGB), above 0.
         fit: squeeze the whole image (its aspect ratio is not kept, nothing is lost), or crop its middle to
             the tower's aspect ratio first.
+        resample: area, every pixel the mean of what it covers, is what our own models were trained with. The
+            filters are those of transformers' image processors; with them `crop` is their resize of the
+            shorter side and centre crop, to the same pixels.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -47,6 +52,7 @@ class Preprocessing(BaseModel):
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[Deviation, Deviation, Deviation] = (0.25, 0.25, 0.25)
     fit: Literal["squeeze", "crop"] = "squeeze"
+    resample: Resample = "area"
 
     def apply(self, images: Mapping[str, Image]) -> NDArray[np.float32]:
         """Pixel values of a frame's cameras.
@@ -74,19 +80,24 @@ class Preprocessing(BaseModel):
         Raises:
             InputError: a camera is missing, or an image is not uint8 RGB of the known aspect ratio.
         """
-        import cv2
-
         self._check(images)
         for index, camera in enumerate(self.cameras):
-            image: NDArray[Any] = images[camera]
-            if self.fit == "crop":
-                image = _middle(image, self.width / self.height)
-            if image.shape[:2] != (self.height, self.width):
-                image = cv2.resize(image, (self.width, self.height), interpolation=cv2.INTER_AREA)
+            image = self._resized(images[camera])
             for channel in range(3):
                 gain = np.float32(1 / (255 * self.std[channel]))
                 np.multiply(image[:, :, channel], gain, out=pixels[index, channel])
                 pixels[index, channel] -= np.float32(self.mean[channel] / self.std[channel])
+
+    def _resized(self, image: NDArray[Any]) -> NDArray[Any]:
+        if self.resample != "area":
+            return _filtered(image, self.width, self.height, self.resample, self.fit == "crop")
+        import cv2
+
+        if self.fit == "crop":
+            image = _middle(image, self.width / self.height)
+        if image.shape[:2] != (self.height, self.width):
+            image = cv2.resize(image, (self.width, self.height), interpolation=cv2.INTER_AREA)
+        return image
 
     def _check(self, images: Mapping[str, Image]) -> None:
         missing = [camera for camera in self.cameras if camera not in images]
@@ -131,6 +142,25 @@ def _middle(image: NDArray[Any], aspect_ratio: float) -> NDArray[Any]:
     across, down = min(width, round(height * aspect_ratio)), min(height, round(width / aspect_ratio))
     left, top = (width - across) // 2, (height - down) // 2
     return image[top : top + down, left : left + across]
+
+
+def _filtered(image: NDArray[Any], width: int, height: int, resample: str, crop: bool) -> NDArray[Any]:
+    """An image of another size by one of Pillow's filters, which shrink without aliasing.
+
+    Source: `transformers.image_transforms`, `get_resize_output_image_size`, `resize` and `center_crop`.
+    """
+    import PIL.Image  # no part of start-up: most bundles average areas
+
+    rows, columns = image.shape[:2]
+    across, down = width, height
+    if crop and columns * height > rows * width:
+        across = int(height * columns / rows)
+    elif crop:
+        down = int(width * rows / columns)
+    # The whole image, not a box of it: filters see beyond a crop, and Pillow rounds boxes to float32.
+    picture = PIL.Image.fromarray(image).resize((across, down), PIL.Image.Resampling[resample.upper()])
+    left, top = (across - width) // 2, (down - height) // 2
+    return np.asarray(picture)[top : top + height, left : left + width]
 
 
 def read_preprocessing(path: Path) -> Preprocessing:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vla_autoprune.models.preprocess import Preprocessing
+from vla_autoprune.errors import BundleError
+from vla_autoprune.models.preprocess import Preprocessing, read_preprocessing
 
 PLAIN = {"cameras": ("CAM_FRONT",), "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -39,3 +40,31 @@ def test_the_crop_is_clips_centre_crop():
         fit="crop",
     )
     assert (torch.from_numpy(steps.apply({"CAM_FRONT": image})) - wanted).abs().max() < 1e-5
+
+
+def test_a_filter_sees_beyond_the_crop():
+    """White beside a black middle reaches its edge, as where the whole is resized first; areas end at it."""
+    image = np.full((60, 120, 3), 255, dtype=np.uint8)
+    image[:, 30:90] = 0
+    steps = Preprocessing(**PLAIN, width=20, height=20, fit="crop")
+    assert not steps.apply({"CAM_FRONT": image}).any()
+    row = steps.model_copy(update={"resample": "bilinear"}).apply({"CAM_FRONT": image})[0, 0, 8]
+    assert row[0] > 0.05 and row[-1] > 0.05 and not row[2:-2].any()
+
+
+def test_filters_shrink_without_aliasing():
+    board = (np.indices((90, 160)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    image = {"CAM_FRONT": np.repeat(board[:, :, None], 3, axis=2)}
+    for resample in ("area", "bilinear", "bicubic", "lanczos", "box", "hamming"):
+        pixels = Preprocessing(**PLAIN, width=16, height=9, resample=resample).apply(image)
+        assert pixels.shape == (1, 3, 9, 16) and np.abs(pixels - 0.5).max() < 0.05, resample
+
+
+def test_a_file_without_a_method_averages_areas_and_one_with_an_unknown_one_is_refused(tmp_path):
+    file = tmp_path / "preprocess.json"
+    before = Preprocessing(**PLAIN, width=16, height=9)
+    file.write_text(before.model_dump_json(exclude={"resample"}))
+    assert read_preprocessing(file) == before and before.resample == "area"
+    file.write_text(before.model_dump_json().replace('"area"', '"cubic"'))
+    with pytest.raises(BundleError, match=r"preprocess\.json: resample: .*'area', .*'hamming', got 'cubic'"):
+        read_preprocessing(file)

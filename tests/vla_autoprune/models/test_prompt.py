@@ -91,6 +91,6 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path) -> None:
 def test_prompts_and_actions_need_no_torch() -> None:
     script = (
         "import sys; from vla_autoprune.models import prompt, actions, preprocess;"
-        "assert not {'torch', 'transformers'} & set(sys.modules)"
+        "assert not {'torch', 'transformers', 'PIL'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
