@@ -82,7 +82,8 @@ class EgoMotion:
             self.counts[f"odometry {fault}"] += 1
         if fault == "clock went back":
             self._samples.clear()
-            self._accelerations.clear()
+            while self._accelerations and self._accelerations[0][0] - sample.stamp_ns >= RESET_NS:
+                self._accelerations.popleft()  # not those of the new time: the topics come in any order
         if fault in ("clock went back", "jump") or not self._samples:
             self._steady_since_ns = sample.stamp_ns
         if fault not in ("not finite", "out of order"):

@@ -44,8 +44,8 @@ LEVELS: dict[State, Level] = {
     State.STOPPED: "error",
 }
 STATUS_PERIOD_S = 0.5
-LAST_WORDS_S = 0.2
-"""How long deactivating waits for the last stop to be acknowledged."""
+LAST_WORDS_S = 1.0
+"""Longest that deactivating waits for the last stop to be acknowledged: a busy machine needs its time."""
 
 
 class TrajectoryGuard(LifecycleNode):

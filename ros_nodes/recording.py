@@ -62,7 +62,8 @@ class Recorder(Node):
             )
         self.done = False
         self._wanted = [name.strip() for name in settings["topics"].split(",") if name.strip()]
-        self._counts: dict[str, int] = {}
+        self.counts: dict[str, int] = {}
+        """Messages so far, by topic."""
         self._out = out
         self._bag, self._types = _open_bag(out)
         self._timer = self.create_timer(LOOK_S, self._look, clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -71,8 +72,8 @@ class Recorder(Node):
     def finish(self) -> None:
         """Close the recording; until then it is not whole."""
         self._bag.close()
-        total = sum(self._counts.values())
-        self.get_logger().info(f"{total} messages of {len(self._counts)} topics in {self._out}")
+        total = sum(self.counts.values())
+        self.get_logger().info(f"{total} messages of {len(self.counts)} topics in {self._out}")
 
     def _look(self) -> None:
         free_mb = _free_mb(self._out)
@@ -100,7 +101,7 @@ class Recorder(Node):
         kind = publishers[0].topic_type
         full_name = self.resolve_topic_name(name)
         connection = self._bag.add_connection(full_name, kind, typestore=self._types)
-        self._counts[full_name] = 0
+        self.counts[full_name] = 0
         package, _, message = kind.split("/")
         message_class = getattr(import_module(f"{package}.msg"), message)
         take = partial(self._on_message, connection)
@@ -108,7 +109,7 @@ class Recorder(Node):
 
     def _on_message(self, connection: Any, content: bytes) -> None:
         self._bag.write(connection, time.time_ns(), content)
-        self._counts[connection.topic] += 1
+        self.counts[connection.topic] += 1
 
 
 def _free_mb(out: Path) -> float:

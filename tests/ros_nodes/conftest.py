@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
+from ros_nodes.programs import LAUNCH_PID
+
 REPOSITORY = Path(__file__).resolve().parents[2]
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """A loaded machine is slow, not wrong."""
 
 
@@ -27,9 +29,7 @@ class NodeProcess:
         self.bench, self.name, self.log_file = bench, name, log
         command = [sys.executable, "-m", module, "--ros-args", "-r", f"__node:={name}", *arguments]
         with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env=bench.environment, cwd=REPOSITORY
-            )
+            self.process = bench.spawn(command, stdout=output, stderr=subprocess.STDOUT, cwd=REPOSITORY)
 
     @property
     def log(self) -> str:
@@ -64,29 +64,35 @@ class NodeProcess:
 class Bench:
     """The test's own node, and the processes it talks to."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, domain: int) -> None:
         import rclpy
         from rclpy.executors import SingleThreadedExecutor
 
-        self.domain, self._lock = _free_domain()
+        self.domain = domain
         self.environment = {
             **os.environ,
-            "ROS_DOMAIN_ID": str(self.domain),
-            "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+            "ROS_DOMAIN_ID": str(domain),
             "PYTHONPATH": f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}",
             "PYTHONUNBUFFERED": "1",
+            LAUNCH_PID: str(os.getpid()),  # nothing outlives tests that are killed
         }
-        os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
         self.folder = folder
         self.context = rclpy.Context()
-        rclpy.init(context=self.context, domain_id=self.domain)
+        rclpy.init(context=self.context, domain_id=domain)
         self.node = rclpy.create_node("bench", context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self.processes: list[NodeProcess] = []
+        self._spawned: list[subprocess.Popen[Any]] = []
+
+    def spawn(self, command: list[str], **options: Any) -> subprocess.Popen[Any]:
+        """Start a process in this domain; it is killed at the end at the latest."""
+        process = subprocess.Popen(command, env=self.environment, **options)
+        self._spawned.append(process)
+        return process
 
     def start(self, module: str, name: str, *arguments: str, **parameters: Any) -> NodeProcess:
-        """Start a node's module in a process, with parameters; it is killed at the end at the latest."""
+        """Start a node's module in a process, with parameters."""
         values = [item for key, value in parameters.items() for item in ("-p", f"{key}:={_yaml(value)}")]
         log = self.folder / f"{name}-{len(self.processes)}.log"
         process = NodeProcess(self, module, name, [*arguments, *values], log)
@@ -127,32 +133,36 @@ class Bench:
     def close(self) -> None:
         import rclpy
 
-        for process in self.processes:
-            if process.process.poll() is None:
-                process.process.send_signal(signal.SIGINT)
-        for process in self.processes:
+        for process in self._spawned:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        for process in self._spawned:
             try:
-                process.process.wait(5)
+                process.wait(5)
             except subprocess.TimeoutExpired:
-                process.process.kill()
-                process.process.wait(5)
+                process.kill()
+                process.wait(5)
         self.executor.shutdown()
         self.node.destroy_node()
         rclpy.shutdown(context=self.context)
-        self._lock.close()
 
 
-def _free_domain() -> tuple[int, IO[bytes]]:
-    """A domain that no other tests on this machine use: they must not hear each other."""
-    for domain in range(1, 100):
-        lock = (Path(tempfile.gettempdir()) / f"vla_autoprune_ros_domain_{domain}.lock").open("ab")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            continue
-        return domain, lock
-    raise AssertionError("every ROS domain from 1 to 99 is taken by other tests")
+@pytest.fixture(scope="module")
+def ros_domain() -> Iterator[int]:
+    """A domain that no other tests on this machine use: they must not hear each other.
+
+    The name of an abstract socket is the claim. It reaches as far as DDS does here, whoever runs the tests
+    and wherever their files lie, and it ends with the process.
+    """
+    with pytest.MonkeyPatch.context() as patch, socket.socket(socket.AF_UNIX) as claim:
+        patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+        for domain in range(99, 0, -1):  # people take low ones
+            with suppress(OSError):
+                claim.bind(f"\0vla_autoprune tests in ROS domain {domain}")
+                break
+        else:
+            raise AssertionError("every ROS domain from 1 to 99 is taken by other tests")
+        yield domain
 
 
 def _yaml(value: Any) -> str:
@@ -162,9 +172,9 @@ def _yaml(value: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(ros_domain: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     pytest.importorskip("rclpy", reason="needs ROS 2: pip install '.[ros-test]' or source ROS")
-    made = Bench(tmp_path_factory.mktemp("ros"))
+    made = Bench(tmp_path_factory.mktemp("ros"), ros_domain)
     try:
         yield made
     finally:

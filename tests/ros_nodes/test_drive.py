@@ -83,7 +83,7 @@ def driven(bench, data_root, repository):
     assert monitor.process.returncode == 0, monitor.log
     for node in (recorder, planner, guard):
         assert node.interrupt() == 0, node.log
-    bench.spin(0.5)
+    bench.until(lambda: guarded and trajectory_of(guarded[-1], 100).is_stop, "the stop")
     return {
         "score": json.loads((out / "score.json").read_text()),
         "drive": out / "drive",

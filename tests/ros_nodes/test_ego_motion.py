@@ -44,6 +44,19 @@ def test_acceleration_may_have_a_topic_of_its_own():
         ego.at(1_300 * MS)
 
 
+@pytest.mark.parametrize("odometry_first", [True, False])
+def test_topics_may_learn_in_any_order_that_the_clock_went_back(odometry_first):
+    ego = EgoMotion(200.0, acceleration_source="topic")
+    ego.add(sample(10_000))
+    ego.add_acceleration(10_000 * MS, -1.5)
+    takes = [lambda: ego.add(sample(5_000)), lambda: ego.add_acceleration(5_000 * MS, -2.5)]
+    for take in takes if odometry_first else reversed(takes):
+        assert not ego.reached(5_000 * MS)
+        take()
+    assert ego.reached(5_000 * MS)
+    assert ego.at(5_000 * MS).acceleration_mps2 == -2.5
+
+
 def test_what_stops_is_named():
     ego = EgoMotion(200.0)
     with pytest.raises(InputError, match="no odometry has arrived"):

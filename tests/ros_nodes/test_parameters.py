@@ -22,10 +22,9 @@ PARAMETERS = (
 
 
 @pytest.fixture
-def make(monkeypatch):
-    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+def make(ros_domain):
     context = rclpy.Context()
-    rclpy.init(context=context, domain_id=79)
+    rclpy.init(context=context, domain_id=ros_domain)
     nodes = []
 
     def node_with(**overrides):

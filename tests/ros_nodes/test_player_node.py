@@ -53,11 +53,16 @@ def test_it_plays_the_chosen_scene_as_it_is_and_ends(bench, data_root) -> None:
     commands = bench.listen(String, topics.COMMAND, topics.latched_qos())
     truths = bench.listen(PathMessage, topics.TRUTH_PATH, topics.record_qos())
     player = bench.start(
-        "ros_nodes.player_node", "player", data_root=str(data_root), scenes=scene, rate=4.0, run_on_s=0.5
+        "ros_nodes.player_node", "player", data_root=str(data_root), scenes=scene, rate=2.0, run_on_s=0.5
     )
     bench.until(lambda: player.process.poll() is not None, "the end", patience_s=60.0)
     assert player.process.returncode == 0, player.log
-    bench.spin(0.2)
+    last_ns = max(samples)
+    ends = [*images.values(), truths, odometry, acceleration]
+    bench.until(
+        lambda: all(heard and stamp_ns_of(heard[-1].header.stamp) == last_ns for heard in ends),
+        "the last message of every topic",
+    )
 
     for camera, heard in images.items():
         assert [stamp_ns_of(image.header.stamp) for image in heard] == list(samples)

@@ -35,9 +35,7 @@ PLAN = Plan(np.ones((6, 3), np.float32), WAYPOINT_TIMES_S, "", "full", None, (),
 
 def cli(bench, *arguments: str, cwd: Path | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "vla_autoprune.cli", *arguments]
-    return subprocess.Popen(
-        command, env=bench.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd
-    )
+    return bench.spawn(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd)
 
 
 def test_a_disk_that_fills_up_ends_the_recording_while_it_can_be_closed(bench, monkeypatch) -> None:
@@ -52,7 +50,7 @@ def test_a_disk_that_fills_up_ends_the_recording_while_it_can_be_closed(bench, m
     )
     bench.executor.add_node(recorder)
     try:
-        bench.spin(1.0)
+        bench.until(lambda: recorder.counts.get("/full/command"), "the command")
         assert not recorder.done
         monkeypatch.setattr(shutil, "disk_usage", lambda _: used._replace(free=999_999))
         bench.until(lambda: recorder.done, "the end")
@@ -75,7 +73,7 @@ def test_a_directory_may_be_named_like_a_number(bench) -> None:
         bench.until((bench.folder / "20261231").is_dir, "the recording")
     finally:
         recorder.send_signal(signal.SIGINT)
-        said, _ = recorder.communicate(timeout=20)
+        said, _ = recorder.communicate(timeout=60)
     assert recorder.returncode == 0, said
 
 
@@ -128,12 +126,12 @@ def test_latched_and_best_effort_publishers_are_recorded(bench) -> None:
 
     timer = bench.node.create_timer(0.02, publish)
     try:
-        bench.until(lambda: len(sent) > 50, "a subscriber of odometry")
+        bench.until(lambda: len(sent) > 100 and command.get_subscription_count(), "both to be listened to")
         bench.node.destroy_timer(timer)
         bench.spin(0.5)
     finally:
         recorder.send_signal(signal.SIGINT)
-        said, _ = recorder.communicate(timeout=20)
+        said, _ = recorder.communicate(timeout=60)
     assert recorder.returncode == 0, said
     with AnyReader([out]) as reader:
         messages = [

@@ -3,7 +3,9 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from collections import Counter
 
+import numpy as np
 import pytest
 
 pytest.importorskip("onnxruntime")
@@ -38,10 +40,20 @@ def test_a_trace_holds_every_stage_within_its_plan(planner, small_frames, tmp_pa
     assert all(a["ts"] + a["dur"] <= b["ts"] + 0.01 for a, b in itertools.pairwise(ordered))
     assert whole["args"]["bucket"] == "b40_s1"
     assert {event["args"]["name"] for event in events if event["ph"] == "M"} == {"host"}
-    for name, ms in plan.timings_ms.items():
-        if name.startswith("stage_"):
-            drawn = sum(stage["dur"] for stage in stages if stage["name"] == name) / 1e3
-            assert drawn == pytest.approx(ms, rel=0.2, abs=0.2)
+
+
+def test_spans_are_as_long_as_the_stages(planner, small_frames):
+    less_ms = []
+    for _ in range(8):
+        plan, spans = traced(planner, small_frames[0], Tracer())
+        drawn_ms = Counter()
+        for span in spans:
+            drawn_ms[span.name] += 1e3 * (span.end_s - span.begin_s)
+        stages = [name for name in plan.timings_ms if name.startswith("stage_")]
+        less_ms.append([plan.timings_ms[name] - drawn_ms[name] for name in stages])
+    # Spans lie within their stages. Where another process runs in between, that is no fault of the trace.
+    assert stages and np.min(less_ms) >= 0
+    assert np.min(less_ms, axis=0).max() < 0.2
 
 
 def test_a_devices_steps_are_drawn_in_order_in_their_own_lane(planner, small_frames):
