@@ -84,7 +84,7 @@ def main(
         if alone is None:
             alone = losses
             console.print(
-                f"{len(losses)} frames of {len(set(measured.scenes))} scenes, {measured.failed} left out; "
+                f"{len(losses)} frames of {len(set(measured.scenes))} scenes, {measured.left_out}; "
                 f"without pruning {measured.unpruned.mean():.3f} m"
             )
             table.add_row(name, f"{losses.mean():.3f}", "")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 from vla_autoprune.bundle import Bundle
+from vla_autoprune.contract import Precision
 from vla_autoprune.errors import BackendError
 from vla_autoprune.runtime.backend import Backend
 
@@ -39,7 +42,7 @@ def open_backend(name: Name, bundle: Bundle, *, threads: int | None = None) -> B
     Raises:
         BackendError: the name is unknown, its package or device is absent, or it cannot run this bundle.
     """
-    try:
+    with _absent_packages(name):
         if name in _PROVIDERS:
             from engines.onnxruntime import OnnxRuntimeBackend
 
@@ -52,6 +55,42 @@ def open_backend(name: Name, bundle: Bundle, *, threads: int | None = None) -> B
             from engines.tensorrt.backend import TensorRtBackend
 
             return TensorRtBackend(bundle)
+    raise BackendError(f"backend is {name!r}; allowed: {', '.join(get_args(Name))}")
+
+
+def require_backend(name: Name, precision: Precision) -> None:
+    """Refuse a backend that cannot run a bundle as export leaves it, before there is one.
+
+    Args:
+        name: as of `open_backend`.
+        precision: of the bundle to come.
+
+    Raises:
+        BackendError: its package or device is absent, or it runs no such bundle.
+    """
+    with _absent_packages(name):
+        if name in _PROVIDERS:
+            from engines.onnxruntime import NO_BF16, require_provider
+
+            if precision == "bf16":
+                raise BackendError(f"backend {name}: precision is bf16, {NO_BF16}")
+            require_provider(_PROVIDERS[name])
+        elif name in ("torch", "torch-cuda"):
+            from engines.torch_graphs import require_device
+
+            require_device("cuda" if name == "torch-cuda" else "cpu")
+        else:
+            raise BackendError(
+                f"backend {name} runs engines that are built for a bundle, and there is none yet; use "
+                "torch-cuda on a GPU"
+            )
+
+
+@contextlib.contextmanager
+def _absent_packages(name: Name) -> Iterator[None]:
+    """Say how to get what is not installed."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _PACKAGES:
@@ -59,4 +98,3 @@ def open_backend(name: Name, bundle: Bundle, *, threads: int | None = None) -> B
         raise BackendError(
             f"backend {name}: {package} is not installed; {_PACKAGES[package]}, or use another --backend"
         ) from error
-    raise BackendError(f"backend is {name!r}; allowed: {', '.join(get_args(Name))}")

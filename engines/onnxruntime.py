@@ -26,6 +26,12 @@ _PROVIDER_NAMES: Mapping[Provider, str] = {
 _TYPE_NAMES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(float16)": "float16"}
 
 
+NO_BF16 = (
+    "which onnxruntime does not run: its CPU has no bfloat16 MatMul and numpy no bfloat16 buffers; use "
+    "--backend torch, torch-cuda or tensorrt, or export with --precision fp16 or fp32"
+)
+
+
 class OnnxRuntimeBackend:
     """Runs a bundle on the CPU, or through an execution provider of ONNX Runtime on a GPU.
 
@@ -62,11 +68,7 @@ class OnnxRuntimeBackend:
         self.device = f"{kind}, onnxruntime {onnxruntime.__version__}, {where}"
         self.graphs = bundle.graphs
         if bundle.manifest.options.precision == "bf16":
-            raise BackendError(
-                f"{bundle.path} is of precision bf16, which onnxruntime does not run: its CPU has no "
-                "bfloat16 MatMul and numpy no bfloat16 buffers; use --backend torch, torch-cuda or tensorrt, "
-                "or export with --precision fp16 or fp32"
-            )
+            raise BackendError(f"{bundle.path} is of precision bf16, {NO_BF16}")
         providers = _providers(provider, bundle)
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
         for name in bundle.graphs:
@@ -190,8 +192,12 @@ class OnnxRuntimeBackend:
                 )
 
 
-def _providers(provider: Provider, bundle: Bundle) -> list[tuple[str, dict[str, str]]]:
-    """What a session is asked for: the provider, then those that take the operators it leaves."""
+def require_provider(provider: Provider) -> None:
+    """Refuse an execution provider that this ONNX Runtime has not.
+
+    Raises:
+        BackendError: with those it has, and how to get the other.
+    """
     available = onnxruntime.get_available_providers()
     if _PROVIDER_NAMES[provider] not in available:
         raise BackendError(
@@ -200,6 +206,11 @@ def _providers(provider: Provider, bundle: Bundle) -> list[tuple[str, dict[str, 
             "pip uninstall onnxruntime, pip install onnxruntime-gpu (on a Jetson the wheel of its JetPack), "
             "or use --backend onnxruntime"
         )
+
+
+def _providers(provider: Provider, bundle: Bundle) -> list[tuple[str, dict[str, str]]]:
+    """What a session is asked for: the provider, then those that take the operators it leaves."""
+    require_provider(provider)
     cache = str(bundle.path / ENGINES / "onnxruntime-tensorrt")
     if provider == "tensorrt":
         (bundle.path / ENGINES).mkdir(exist_ok=True)  # onnxruntime makes only the last folder of a path

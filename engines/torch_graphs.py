@@ -40,6 +40,19 @@ class _Call:
     last_use: tuple[int, ...]
 
 
+def require_device(device: Device) -> None:
+    """Refuse a device that torch does not see.
+
+    Raises:
+        BackendError: with the way to it.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackendError(
+            f"backend torch-cuda: torch {torch.__version__} sees no CUDA device; install a CUDA build of "
+            "torch and see whether nvidia-smi lists a GPU, or use --backend torch, which runs on the CPU"
+        )
+
+
 class TorchBackend:
     """Runs a bundle in torch, in the precision of its graphs.
 
@@ -61,11 +74,7 @@ class TorchBackend:
     def __init__(self, bundle: Bundle, *, device: Device = "cpu", threads: int | None = None) -> None:
         import onnx
 
-        if device == "cuda" and not torch.cuda.is_available():
-            raise BackendError(
-                f"backend torch-cuda: torch {torch.__version__} sees no CUDA device; install a CUDA build of "
-                "torch and see whether nvidia-smi lists a GPU, or use --backend torch, which runs on the CPU"
-            )
+        require_device(device)
         if threads is not None:
             torch.set_num_threads(threads)
         self._device = torch.device(device)

@@ -72,6 +72,7 @@ class Plan:
         kv_mib: size of the KV caches this plan used.
         timings_ms: milliseconds per step; "total" covers preprocessing to waypoints.
         flags: every deviation from what was asked for (camera filled in, bucket overridden, …).
+        answer_tokens: length of the answer; 0 where no model planned.
     """
 
     waypoints_in_ego: FloatArray
@@ -85,3 +86,18 @@ class Plan:
     kv_mib: float
     timings_ms: Mapping[str, float]
     flags: tuple[str, ...] = field(default=())
+    answer_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a plan costs when its answer is as long as it may be, whatever it says. There are no waypoints.
+
+    Attributes are those of `Plan`.
+    """
+
+    bucket: str
+    kept_visual: tuple[IntArray, ...]
+    kv_mib: float
+    timings_ms: Mapping[str, float]
+    answer_tokens: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from enum import Enum
@@ -16,11 +17,14 @@ from rich.table import Table
 
 from vla_autoprune.cli import app
 from vla_autoprune.cli.options import (
+    BACKEND,
     DECODER,
     MODEL,
     PROMPT,
     THREADS,
+    BackendName,
     CommandSource,
+    PrecisionName,
     comma_list,
     finite,
     gathered,
@@ -33,6 +37,7 @@ from vla_autoprune.progress import progress_bar
 
 if TYPE_CHECKING:
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
+    from vla_autoprune.models.adapter import StageModel
     from vla_autoprune.models.checkpoint import Vla
     from vla_autoprune.pruning.calibration import MappingFit, SlopeMapping
     from vla_autoprune.recipe import ModelShape, PromptLayout, PruningRecipe
@@ -109,6 +114,12 @@ def calibrate(
         CommandSource.ROUTE, "--command-source", help="future is a label leak, for data without routes."
     ),
     limit: int | None = typer.Option(200, "--limit", min=1, help="Frames to use, spread over the split."),
+    precision: PrecisionName = typer.Option(
+        PrecisionName.FP32,
+        "--precision",
+        help="Of the bundle that is measured; as you will export it. bf16 runs on torch and torch-cuda.",
+    ),
+    backend: BackendName = BACKEND,
     threads: int | None = THREADS,
 ) -> None:
     """Choose from data which frames keep their tokens longer, and write the pruning recipe.
@@ -120,10 +131,13 @@ def calibrate(
     slope. The measurements go beside the recipe.
 
     Example, after vla-autoprune synth --scenes 40: vla-autoprune calibrate --data out/synth
+
+    A checkpoint of billions of weights, on a GPU: vla-autoprune calibrate --data ROOT --model org/name
+    --prompt prompt.json --decoder waypoints --precision bf16 --backend torch-cuda
     """
+    from engines.backends import require_backend
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
     from vla_autoprune.models.checkpoint import open_model
-    from vla_autoprune.models.families import adapter_for
     from vla_autoprune.pruning.calibration import LEAST_CLUSTERS
     from vla_autoprune.recipe import Scorer, build_recipe, write_recipe
 
@@ -139,11 +153,15 @@ def calibrate(
     with gathered(faults):
         kept_first = {} if floors is None else _floors(floors)
     with gathered(faults):
-        opened = open_model(model, prompt, decoder)
+        require_backend(backend.value, precision.value)
+    with gathered(faults):
+        opened = open_model(model, prompt, decoder, stream=None)
     refuse(faults)
-    vla = opened.vla
-    adapter, layout = adapter_for(vla.model), vla.prompt.layout
-    shape = adapter.shape(opened.name)
+    console = Console(soft_wrap=True)
+    vla, adapter = opened.vla, opened.adapter()
+    layout = vla.prompt.layout
+    with console.status("reading the weights"):
+        shape = adapter.shape(opened.name)
     options: dict[str, Any] = {
         "budgets": shares,
         "pruning_points": after,
@@ -168,7 +186,13 @@ def calibrate(
             f"{LEAST_CLUSTERS}; vla-autoprune synth --scenes 40 makes enough"
         )
     samples.check_images(layout.cameras)
-    measured = _measure(vla, provisional, samples, threads)
+    measured = _measure(vla, adapter, provisional, samples, precision, backend, threads)
+    there = len(set(measured.scenes))
+    if there < LEAST_CLUSTERS:
+        raise InputError(
+            f"split {split} of {data}: {len(measured.tokens)} frames of {there} scenes have a plan in every "
+            f"bucket, a mapping needs {LEAST_CLUSTERS} scenes; {measured.left_out}"
+        )
     try:
         fits = {budget: _fit(measured, provisional, budget) for budget in provisional.budgets}
     except ValueError as error:
@@ -178,8 +202,8 @@ def calibrate(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_recipe(recipe, out)
     record = out.with_suffix(".calibration.json")
-    _write_record(record, measured, fits, mappings, samples.data_hash)
-    console = Console(soft_wrap=True)
+    planned_on = {"backend": backend.value, "precision": precision.value}
+    _write_record(record, measured, planned_on, fits, mappings, samples.data_hash)
     _print(console, measured, fits, mappings)
     console.print(
         f"wrote {out} and the measurements, {record}; look at it with: vla-autoprune recipe show {out}",
@@ -244,34 +268,62 @@ def _check_recipe_options(
 
 
 def _measure(
-    vla: Vla, recipe: PruningRecipe, samples: NuScenesSplit, threads: int | None
+    vla: Vla,
+    adapter: StageModel,
+    recipe: PruningRecipe,
+    samples: NuScenesSplit,
+    precision: PrecisionName,
+    backend: BackendName,
+    threads: int | None,
 ) -> SlopeLosses:
     """Plan every sample in every bucket, with a bundle that lives as long as this takes."""
-    from engines.onnxruntime import OnnxRuntimeBackend
+    from engines.backends import open_backend
     from vla_autoprune.export.export import export_bundle, text_files
-    from vla_autoprune.models.families import adapter_for
     from vla_autoprune.runtime.planner import Planner
     from vla_autoprune.runtime.slope_losses import measure_slopes
 
     with tempfile.TemporaryDirectory() as folder, progress_bar() as progress:
+        _require_room(Path(folder), vla, precision)
         exporting = progress.add_task("exporting", total=None)
         bundle = export_bundle(
-            adapter_for(vla.model),
+            adapter,
             recipe,
             Path(folder) / "bundle",
             text_files(vla),
+            precision=precision.value,
             progress=lambda _, done, total: progress.update(exporting, completed=done, total=total),
         )
-        backend = OnnxRuntimeBackend(bundle, threads=threads)
+        opened = open_backend(backend.value, bundle, threads=threads)
         planning = progress.add_task(f"planning in {len(recipe.buckets)} buckets", total=len(samples))
-        measured = measure_slopes(
-            Planner(bundle, backend),
-            _drives(samples, recipe.layout.cameras),
-            lambda done: progress.update(planning, completed=done),
-        )
+        try:
+            measured = measure_slopes(
+                Planner(bundle, opened),
+                _drives(samples, recipe.layout.cameras),
+                lambda done: progress.update(planning, completed=done),
+            )
+        finally:
+            opened.close()
         progress.update(planning, completed=len(samples))
-        backend.close()
     return measured
+
+
+def _require_room(folder: Path, vla: Vla, precision: PrecisionName) -> None:
+    """Refuse a place for the bundle that is too small, before hours of export.
+
+    Raises:
+        InputError: with what it takes, and how to name another place.
+    """
+    from vla_autoprune.contract import COMPUTED_IN, ITEM_BYTES
+
+    words = vla.model.get_input_embeddings().weight.numel()  # a table of float32 beside the weights
+    weights = sum(weight.numel() for weight in vla.model.parameters())
+    needed = words * ITEM_BYTES["float32"] + weights * ITEM_BYTES[COMPUTED_IN[precision.value]]
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"the bundle to measure takes {needed / 2**30:.1f} GiB for a while, {folder.parent} has "
+            f"{free / 2**30:.1f}; name a larger place in the environment variable TMPDIR"
+        )
 
 
 def _fit(measured: SlopeLosses, recipe: PruningRecipe, budget: float) -> MappingFit:
@@ -307,6 +359,7 @@ def _drives(samples: NuScenesSplit, cameras: tuple[str, ...]) -> Iterator[KnownD
 def _write_record(
     path: Path,
     measured: SlopeLosses,
+    planned_on: dict[str, str],
     fits: dict[float, MappingFit],
     mappings: dict[float, SlopeMapping],
     data_hash: str,
@@ -314,7 +367,10 @@ def _write_record(
     document = {
         "data_sha256": data_hash,
         "loss": "mean distance to the expert's waypoints, metres",
-        "failed_frames": measured.failed,
+        "planned_on": planned_on,
+        "frames_without_future": measured.without_future,
+        "frames_without_plan": measured.without_plan,
+        "no_plan_in": dict(measured.no_plan_in),
         "fits": {f"{budget:g}": dataclasses.asdict(fit) for budget, fit in fits.items()},
         "in_recipe": {f"{budget:g}": dataclasses.asdict(mapping) for budget, mapping in mappings.items()},
         "frames": [
@@ -350,7 +406,7 @@ def _print(
 ) -> None:
     bits = measured.complexities
     console.print(
-        f"{len(bits)} frames of {len(set(measured.scenes))} scenes ({measured.failed} left out); "
+        f"{len(bits)} frames of {len(set(measured.scenes))} scenes ({measured.left_out}); "
         f"complexity {bits.mean():.3f} ± {bits.std():.3f} bits; "
         f"distance to the expert without pruning {measured.unpruned.mean():.3f} m"
     )

@@ -16,6 +16,7 @@ from vla_autoprune.cli.options import (
     DECODER,
     MODEL,
     PROMPT,
+    PrecisionName,
     TargetName,
     require_directory,
     told_when_interrupted,
@@ -39,14 +40,6 @@ class Opset(str, Enum):
 
     DECOMPOSED = "18"
     CURRENT = "23"
-
-
-class PrecisionName(str, Enum):
-    """What weights are stored and layers computed in."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
 
 
 class WeightsPlace(str, Enum):

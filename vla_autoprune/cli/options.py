@@ -40,6 +40,14 @@ DECODER = typer.Option(
 )
 
 
+class PrecisionName(str, Enum):
+    """What weights are stored and layers computed in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
 class BackendName(str, Enum):
     """The names that `engines.backends` opens."""
 

@@ -154,6 +154,7 @@ def _measure(
             buckets=buckets,
             command=shlex.join(["vla-autoprune", *sys.argv[1:]]),
             input=", ".join(map(str, images)) or "coloured noise, seed 0",
+            rehearse=not recorded,
         )
         with progress_bar() as bar:
             task = bar.add_task("machine's ceilings", total=None)
@@ -174,7 +175,7 @@ def _measure(
                 ceiling = better(ceiling, measure_ceiling(opened, threads))
         result = result.model_copy(update={"ceiling": ceiling})
         if trace is not None:
-            _trace(planner, recorded or synthetic_frames(planner, 1), result, trace)
+            _trace(planner, recorded, result, trace)
         return result
     finally:
         for sensor in sensors:
@@ -182,8 +183,9 @@ def _measure(
         opened.close()
 
 
-def _trace(planner: Planner, frames: Sequence[Frame], result: Profile, path: Path) -> None:
-    """Plans of every bucket once more, on a pipeline that marks its steps."""
+def _trace(planner: Planner, recorded: Sequence[Frame], result: Profile, path: Path) -> None:
+    """Every bucket once more, on a pipeline that marks its steps; rehearsed where no frame is recorded."""
+    from vla_autoprune.profiling.measure import synthetic_frames
     from vla_autoprune.profiling.trace import Tracer, trace_events, write_trace
     from vla_autoprune.runtime.pipeline import Pipeline
     from vla_autoprune.runtime.planner import Planner
@@ -192,11 +194,13 @@ def _trace(planner: Planner, frames: Sequence[Frame], result: Profile, path: Pat
     marked = Planner(
         planner.bundle, planner.backend, pipeline=Pipeline(planner.bundle, planner.backend, tracer)
     )
+    once = marked.plan_in_bucket if recorded else marked.rehearse
+    frame = (recorded or synthetic_frames(planner, 1))[0]
     plans = []
     for bucket in result.buckets:
         for _ in range(TRACED_PLANS):
             tracer.take()
-            plan = marked.plan_in_bucket(frames[0], bucket.name)
+            plan = once(frame, bucket.name)
             plans.append((plan, tracer.take()))
     write_trace(trace_events(plans, planner.backend.clock == "device"), path)
 

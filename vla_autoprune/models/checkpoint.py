@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +12,7 @@ from vla_autoprune.frame import Command
 from vla_autoprune.models.answers import AnswerFormat, decoder_option
 from vla_autoprune.models.driving_vla import SHIPPED, load_model, load_shipped
 from vla_autoprune.models.families import adapter_for, check_checkpoint, weight_files
+from vla_autoprune.models.hub import downloaded
 from vla_autoprune.models.image_processor import read_image_processor
 from vla_autoprune.models.preprocess import Preprocessing
 from vla_autoprune.models.prompt import Prompt, read_tokenizer
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 STREAMED_BYTES = 2 << 30
 """Of weights in a checkpoint, from which on an export leaves them in their files if not told otherwise."""
-
-HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
-"""What is downloaded of a checkpoint."""
 
 
 class Vla(Protocol):
@@ -116,7 +113,7 @@ def open_model(
     if folder is None:
         return Opened(load_shipped(), SHIPPED, "driving_vla")
     if ours:
-        return Opened(load_model(folder), folder, folder.name)
+        return Opened(load_model(folder), folder, folder.resolve().name)
     assert model is not None
     if prompt is None or decoder is None:
         option = "--prompt" if prompt is None else "--decoder"
@@ -125,12 +122,12 @@ def open_model(
             f"--decoder FORMAT; {option} is missing (docs/model_families.md has examples)"
         )
     template = read_template(prompt)
-    place = folder if folder.is_dir() else _downloaded(model)
+    place = folder if folder.is_dir() else downloaded(model)
     check_checkpoint(place)
     if stream is None:
         stream = sum(path.stat().st_size for path in weight_files(place)) >= STREAMED_BYTES
     opened = open_checkpoint(place, template, decoder, stream=stream)
-    return Opened(opened, place, Path(model).name, stream)
+    return Opened(opened, place, Path(model).resolve().name, stream)
 
 
 def open_checkpoint(
@@ -214,17 +211,3 @@ def _check_vision_marks(config: Any, prompt: TemplatePrompt) -> None:
             word = prompt.tokenizer.id_to_token(start)
             raise InputError(f"prompt template: {{{span[1]}}} must stand between {word!r} and its end token")
         row += span[-1]
-
-
-def _downloaded(model: str) -> Path:
-    """The folder of a hub id in the local cache, downloaded where it is not there yet."""
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
-        raise InputError(f"--model {model}: no such folder, and not a hub id like organisation/name")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=list(HUB_FILES)))
-    except Exception as error:  # its own errors, and those of the connection
-        raise InputError(
-            f"--model {model}: no such folder, and the hub does not give it ({error})"
-        ) from error

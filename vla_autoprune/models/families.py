@@ -25,6 +25,7 @@ ROTARY = ("default", "linear", "llama3")
 
 SHARDS = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def adapter_for(model: Any) -> LlavaAdapter | QwenVlAdapter:
@@ -99,19 +100,38 @@ def check_checkpoint(folder: Path) -> None:
     Raises:
         InputError: a file is missing or not valid, or the configuration is not supported.
     """
-    for name in ("config.json", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise InputError(
-                f"{folder} has no {name}; give a folder that transformers' save_pretrained wrote"
-            )
-    check_config(read_json(folder / "config.json"), str(folder / "config.json"))
+    check_description(folder)
     shards = weight_files(folder)
     missing = [path.name for path in shards if not path.is_file()]
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
+    if len(missing) == len(shards) and pickled:
+        raise InputError(
+            f"{folder} has no safetensors, only {', '.join(pickled[:3])}; pickled weights are not read, as "
+            "they may run any code: save the model once with transformers' save_pretrained"
+        )
     if missing:
         raise InputError(
             f"{folder}: {len(missing)} of {len(shards)} weight files are missing: {', '.join(missing[:5])}"
             f"{', …' if len(missing) > 5 else ''}; download the checkpoint again"
         )
+
+
+def check_description(folder: Path) -> None:
+    """The part of `check_checkpoint` that needs no weights.
+
+    Args:
+        folder: with config.json and tokenizer.json.
+
+    Raises:
+        InputError: one is missing, or the configuration is not supported.
+    """
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder} has no {name}; give a folder that transformers' save_pretrained wrote, model and "
+                "processor"
+            )
+    check_config(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:

@@ -12,6 +12,8 @@ from vla_autoprune.files import first_fault, read_json
 from vla_autoprune.models.preprocess import Deviation, Preprocessing, Resample
 
 FILE = "preprocessor_config.json"
+WHOLE = "processor_config.json"
+"""Where processors that transformers 5 saved have it, under "image_processor"."""
 
 FILTERS: dict[int, Resample] = {
     0: "nearest",
@@ -76,15 +78,23 @@ class ImageProcessor(BaseModel):
 
 
 def read_image_processor(folder: Path) -> ImageProcessor:
-    """Read the `preprocessor_config.json` of a checkpoint.
+    """Read the `preprocessor_config.json` of a checkpoint, or what its `processor_config.json` has of it.
 
     Raises:
         InputError: it is missing, not valid, or asks for what no bundle does; the message names the field.
     """
     path = folder / FILE
-    if not path.is_file():
-        raise InputError(f"{path} is missing; it says how images are resized and normalised")
-    values = read_json(path)
+    if path.is_file():
+        values = read_json(path)
+    elif (folder / WHOLE).is_file():
+        path = folder / WHOLE
+        whole = read_json(path)
+        values = whole.get("image_processor") if isinstance(whole, dict) else None
+    else:
+        raise InputError(
+            f"{path} is missing; it says how images are resized and normalised, and save_pretrained of the "
+            "model's processor writes it"
+        )
     if isinstance(values, dict):  # null stands for the default
         values = {key: value for key, value in values.items() if value is not None}
     try:

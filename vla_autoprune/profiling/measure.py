@@ -12,7 +12,7 @@ import numpy as np
 
 from vla_autoprune import contract
 from vla_autoprune.errors import InputError
-from vla_autoprune.frame import Command, EgoState, Frame, Plan
+from vla_autoprune.frame import Command, EgoState, Frame, Plan, Rehearsal
 from vla_autoprune.profiling.document import (
     PROFILE_VERSION,
     BucketProfile,
@@ -40,6 +40,8 @@ IDLE_SECONDS = 1.0
 NUSCENES_SIZE = (1600, 900)
 
 Progress = Callable[[str, int, int], None]
+RunFrame = Callable[[Frame, str], Plan | Rehearsal]
+"""A frame, planned in the bucket of a name."""
 MemoryMib = Callable[[], tuple[int, int]]
 """Free and total device memory."""
 
@@ -54,6 +56,7 @@ class Run:
         buckets: names; empty takes all.
         command: the command line, for the record.
         input: what the frames are, for the record.
+        rehearse: answers of full length, whatever they say; for frames that need not have a plan.
     """
 
     frames: int = 100
@@ -61,6 +64,7 @@ class Run:
     buckets: tuple[str, ...] = ()
     command: str = ""
     input: str = ""
+    rehearse: bool = False
 
 
 def synthetic_frames(planner: Planner, count: int = 4, seed: int = 0) -> list[Frame]:
@@ -132,7 +136,7 @@ def profile(
     Raises:
         InputError: there is no frame, or a count is not above 0.
         RecipeError: there is no bucket of a name.
-        PlanError: a frame has no plan.
+        PlanError: a frame has no plan, and is not rehearsed; or values are not finite.
     """
     if not frames or run.frames < 1 or run.warm_up < 0:
         raise InputError(
@@ -142,18 +146,19 @@ def profile(
     say = progress or (lambda what, done, total: None)
     recipe = planner.recipe
     buckets = tuple(recipe.bucket(name) for name in run.buckets) or recipe.buckets
+    once: RunFrame = planner.rehearse if run.rehearse else planner.plan_in_bucket
     with watching(sensors) as idle:
         time.sleep(IDLE_SECONDS if sensors else 0)
     free_before = memory_mib()[0] if memory_mib else 0
     for index in range(run.warm_up):
         for bucket in buckets:
             say("warm-up", index, run.warm_up)
-            planner.plan_in_bucket(frames[index % len(frames)], bucket.name)
+            once(frames[index % len(frames)], bucket.name)
     with watching(sensors) as throughout:
-        plans = _plan_in_turns(planner, frames, buckets, run.frames, say)
+        plans = _plan_in_turns(once, frames, buckets, run.frames, say)
     idle_w = _watts(idle)
     energies = {
-        bucket.name: _energies(planner, frames, bucket, sensors, idle_w, say) if idle_w else ()
+        bucket.name: _energies(once, frames, bucket, sensors, idle_w, say) if idle_w else ()
         for bucket in buckets
     }
     profiles = tuple(
@@ -184,29 +189,29 @@ def profile(
         idle_w=idle_w,
         sensors=tuple(_state(name, throughout) for name in throughout.of if throughout.of[name]),
         absent_sensors={**(absent_sensors or {}), **idle.faults, **throughout.faults},
-        notes=_notes(run, profiles, memory_mib, free_before),
+        notes=_notes(run, planner, profiles, memory_mib, free_before),
     )
 
 
 def _plan_in_turns(
-    planner: Planner, frames: Sequence[Frame], buckets: Sequence[Bucket], count: int, say: Progress
-) -> dict[str, list[Plan]]:
+    once: RunFrame, frames: Sequence[Frame], buckets: Sequence[Bucket], count: int, say: Progress
+) -> dict[str, list[Plan | Rehearsal]]:
     """Each round plans one frame in every bucket, beginning with another bucket each time."""
-    plans: dict[str, list[Plan]] = {bucket.name: [] for bucket in buckets}
+    plans: dict[str, list[Plan | Rehearsal]] = {bucket.name: [] for bucket in buckets}
     for index in range(count):
         say("frames", index, count)
         first = index % len(buckets)
         for bucket in (*buckets[first:], *buckets[:first]):
-            plans[bucket.name].append(planner.plan_in_bucket(frames[index % len(frames)], bucket.name))
+            plans[bucket.name].append(once(frames[index % len(frames)], bucket.name))
     say("frames", count, count)
     return plans
 
 
 def _bucket_profile(
-    planner: Planner, bucket: Bucket, plans: Sequence[Plan], energies: tuple[Energy, ...]
+    planner: Planner, bucket: Bucket, plans: Sequence[Plan | Rehearsal], energies: tuple[Energy, ...]
 ) -> BucketProfile:
     recipe, clock = planner.recipe, planner.backend.clock
-    decoded = planner.codec.length - 1
+    decoded = round(float(np.median([plan.answer_tokens for plan in plans]))) - 1
     (vocabulary,) = planner.bundle.graphs[contract.HEAD].outputs[0].pinned({})[1:]
     work, rows = stage_work(recipe, bucket, vocabulary, decoded), rows_into_stages(recipe, bucket)
     stages = []
@@ -234,7 +239,9 @@ def _bucket_profile(
         total=distribution(totals),
         stages=tuple(stages),
         accounted=float(np.median(sums / totals)),
-        decode_per_token=distribution([plan.timings_ms["decode"] / decoded for plan in plans])
+        decode_per_token=distribution(
+            [plan.timings_ms["decode"] / (plan.answer_tokens - 1) for plan in plans if plan.answer_tokens > 1]
+        )
         if decoded
         else None,
         visual_tokens_into_layers=float(np.mean(bucket.visual_tokens_into_layers)),
@@ -257,7 +264,7 @@ def _watts(readings: Readings) -> dict[str, float]:
 
 
 def _energies(
-    planner: Planner,
+    once: RunFrame,
     frames: Sequence[Frame],
     bucket: Bucket,
     sensors: Sequence[Sensor],
@@ -269,7 +276,7 @@ def _energies(
     count, begin = 0, time.perf_counter()
     with watching([sensor for sensor in sensors if sensor.name in idle_w]) as readings:
         while time.perf_counter() - begin < ENERGY_SECONDS:
-            planner.plan_in_bucket(frames[count % len(frames)], bucket.name)
+            once(frames[count % len(frames)], bucket.name)
             count += 1
     say(f"energy of {bucket.name}", 1, 1)
     result = []
@@ -313,10 +320,19 @@ def _state(name: str, readings: Readings) -> SensorState:
 
 
 def _notes(
-    run: Run, buckets: Sequence[BucketProfile], memory_mib: MemoryMib | None, free_before: int
+    run: Run,
+    planner: Planner,
+    buckets: Sequence[BucketProfile],
+    memory_mib: MemoryMib | None,
+    free_before: int,
 ) -> tuple[str, ...]:
     """What a reader must know before trusting the figures."""
     notes = [missing_percentiles(run.frames)]
+    if run.rehearse and planner.codec.tokens_at(0) is None:
+        notes.append(
+            f"no plan was asked for: answers are {planner.codec.length} tokens, the longest there may be; "
+            "give recorded frames with --images for answers as long as the model's own"
+        )
     for bucket in buckets:
         if abs(bucket.accounted - 1) > ACCOUNTED_TOLERANCE:
             notes.append(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_autoprune.files import write_whole
-from vla_autoprune.frame import Plan
+from vla_autoprune.frame import Plan, Rehearsal
 from vla_autoprune.profiling.stage_work import ON_HOST, SUMS, phase_of
 
 NVTX_DOMAIN = "vla_autoprune"
@@ -70,7 +70,9 @@ def _nvtx_domain() -> Any:
     return nvtx.get_domain(NVTX_DOMAIN)
 
 
-def trace_events(plans: Sequence[tuple[Plan, Sequence[Span]]], device_clock: bool) -> dict[str, Any]:
+def trace_events(
+    plans: Sequence[tuple[Plan | Rehearsal, Sequence[Span]]], device_clock: bool
+) -> dict[str, Any]:
     """Chrome's trace format: complete events in microseconds, one lane for the host, one for a device.
 
     A device's steps have durations but no times of the host's clock: they are drawn one after the other from

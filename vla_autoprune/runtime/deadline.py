@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from vla_autoprune import contract
-from vla_autoprune.frame import Frame, Plan
+from vla_autoprune.frame import Frame, Plan, Rehearsal
 from vla_autoprune.recipe import Bucket, PruningRecipe, bucket_for
 from vla_autoprune.runtime.planner import LimitBucket, Planner
 
@@ -20,7 +20,7 @@ QUANTILE = 0.9
 _BEFORE_CHOICE = ("preprocess", "prompt", "vision", "embed", contract.stage_name(0))
 
 
-def rest_ms(plan: Plan) -> float:
+def rest_ms(plan: Plan | Rehearsal) -> float:
     """Milliseconds a plan took from the choice of its bucket, after stage 0, to its waypoints."""
     spent = sum(plan.timings_ms.get(step, 0.0) for step in _BEFORE_CHOICE)
     return plan.timings_ms["total"] - spent
@@ -91,11 +91,12 @@ def measure_latencies(
 ) -> BucketLatencies:
     """Warm every bucket up and time it; the least of several runs is the undisturbed time.
 
-    Buckets take turns, so that what disturbs for a while does not slow all runs of one of them.
+    Buckets take turns, so that what disturbs for a while does not slow all runs of one of them. Answers are
+    rehearsed at full length; where real ones are shorter, the slowdown of the plans to come says so.
 
     Args:
         planner: whose buckets to run.
-        frame: any frame it can plan.
+        frame: any; the model need not have a plan for it.
         runs: timed runs per bucket, after one that is not timed.
         progress: told the bucket about to run.
 
@@ -104,15 +105,15 @@ def measure_latencies(
 
     Raises:
         InputError: the planner cannot take the frame.
-        PlanError: a bucket's answer is no plan.
+        PlanError: values are not finite.
     """
     buckets = [bucket.name for bucket in planner.recipe.buckets]
     for bucket in buckets:
         if progress is not None:
             progress(bucket)
-        planner.plan_in_bucket(frame, bucket)
+        planner.rehearse(frame, bucket)
     least = dict.fromkeys(buckets, math.inf)
     for _ in range(runs):
         for bucket in buckets:
-            least[bucket] = min(least[bucket], rest_ms(planner.plan_in_bucket(frame, bucket)))
+            least[bucket] = min(least[bucket], rest_ms(planner.rehearse(frame, bucket)))
     return BucketLatencies(planner.recipe, least)

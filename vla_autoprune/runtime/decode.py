@@ -36,6 +36,11 @@ def choose_token(logits: FloatArray, allowed: range, rule: Rule, position: int) 
         )
     if rule == "greedy":
         return likeliest
+    return median_token(logits, allowed)
+
+
+def median_token(logits: FloatArray, allowed: range) -> int:
+    """The middle of the distribution over `allowed`, whatever else the model would rather say."""
     exact = logits[allowed.start : allowed.stop].astype(np.float64)
     cumulative = np.cumsum(np.exp(exact - exact.max()))
     return allowed.start + int(np.searchsorted(cumulative, cumulative[-1] / 2))

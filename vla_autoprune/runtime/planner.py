@@ -14,15 +14,15 @@ from vla_autoprune import bundle as bundles
 from vla_autoprune import contract
 from vla_autoprune.bundle import Bundle
 from vla_autoprune.errors import BundleError, InputError, PlanError
-from vla_autoprune.frame import WAYPOINT_TIMES_S, FloatArray, Frame, Plan
+from vla_autoprune.frame import WAYPOINT_TIMES_S, FloatArray, Frame, Plan, Rehearsal
 from vla_autoprune.models.answers import read_answer_format
 from vla_autoprune.models.preprocess import read_preprocessing
 from vla_autoprune.models.prompt_template import read_prompt
 from vla_autoprune.pruning.policies import random_scores, uniform_scores
 from vla_autoprune.recipe import Bucket, bucket_for
 from vla_autoprune.runtime.backend import Backend
-from vla_autoprune.runtime.decode import Rule, choose_token
-from vla_autoprune.runtime.pipeline import ChooseBucket, Pipeline, Timings
+from vla_autoprune.runtime.decode import Rule, choose_token, median_token
+from vla_autoprune.runtime.pipeline import ChooseBucket, Pipeline, Prefill, Timings
 
 Policy = Literal["autoprune", "fixed", "random", "uniform"]
 """How bucket and tokens are chosen.
@@ -131,37 +131,41 @@ class Planner:
         bucket = self.recipe.bucket(name)
         return self._plan(frame, lambda _: bucket)
 
+    def rehearse(self, frame: Frame, name: str) -> Rehearsal:
+        """Run a frame in a given bucket up to the longest answer, whatever that says.
+
+        For warming up and timing on frames that no model need have a plan for: grey images, noise. Answers
+        of fixed length cost exactly this; of others it is the most they cost.
+
+        Raises:
+            RecipeError: the recipe has no such bucket.
+            InputError: as `plan`.
+            PlanError: values are not finite.
+        """
+        bucket = self.recipe.bucket(name)
+        timings = Timings(self.pipeline.around)
+        with timings.of("total"):
+            prefill, tokens = self._answer(frame, lambda _: bucket, timings, rehearsed=True)
+            with timings.of("detokenise"):
+                self.prompt.text(np.array(tokens))
+        return Rehearsal(
+            bucket=name,
+            kept_visual=prefill.kept_visual,
+            kv_mib=self.bundle.kv_mib(bucket),
+            timings_ms=dict(timings.ms),
+            answer_tokens=len(tokens),
+        )
+
     def _plan(self, frame: Frame, choose: ChooseBucket) -> Plan:
         timings = Timings(self.pipeline.around)
         with timings.of("total"):
-            with timings.of("preprocess"):
-                self.preprocessing.fill(self.pipeline.pixels, frame.images)
-            with timings.of("prompt"):
-                token_ids = self.prompt.build(frame.ego, frame.command)
-                self._token_ids[: len(token_ids)] = token_ids
-            self.pipeline.encode(timings)
-            prefill = self.pipeline.prefill(
-                self._token_ids, len(token_ids), choose, timings, self._ranking(frame.token)
-            )
-            tokens: list[int] = []
-            logits = prefill.logits
-            while True:
-                position = len(tokens)
-                with timings.of("choose"):
-                    allowed = self.codec.tokens_at(position)
-                    if allowed is None:
-                        tokens.append(int(logits.argmax()))
-                    else:
-                        tokens.append(choose_token(logits, allowed, self.rule, position))
-                if self.codec.is_complete(tokens):
-                    break
-                if len(tokens) == self.codec.length:
-                    raise PlanError(
-                        f"the answer has {len(tokens)} tokens and no end: "
-                        f"{self.prompt.text(np.array(tokens))[:120]!r}; longer ones need a larger length in "
-                        f"{bundles.ACTIONS}"
-                    )
-                logits = self.pipeline.decode(tokens[-1], timings)
+            prefill, tokens = self._answer(frame, choose, timings)
+            if not self.codec.is_complete(tokens):
+                raise PlanError(
+                    f"the answer has {len(tokens)} tokens and no end: "
+                    f"{self.prompt.text(np.array(tokens))[:120]!r}; longer ones need a larger length in "
+                    "the answer format (--decoder)"
+                )
             with timings.of("detokenise"):
                 text = self.prompt.text(np.array(tokens))
                 waypoints = self.codec.waypoints(tokens, text)[: len(WAYPOINT_TIMES_S)]
@@ -178,7 +182,37 @@ class Planner:
             kv_mib=self.bundle.kv_mib(bucket),
             timings_ms=dict(timings.ms),
             flags=self.prompt.notes(frame.ego),
+            answer_tokens=len(tokens),
         )
+
+    def _answer(
+        self, frame: Frame, choose: ChooseBucket, timings: Timings, rehearsed: bool = False
+    ) -> tuple[Prefill, list[int]]:
+        """From images to the tokens of an answer: complete or, always if rehearsed, as long as it may be."""
+        with timings.of("preprocess"):
+            self.preprocessing.fill(self.pipeline.pixels, frame.images)
+        with timings.of("prompt"):
+            token_ids = self.prompt.build(frame.ego, frame.command)
+            self._token_ids[: len(token_ids)] = token_ids
+        self.pipeline.encode(timings)
+        prefill = self.pipeline.prefill(
+            self._token_ids, len(token_ids), choose, timings, self._ranking(frame.token)
+        )
+        tokens: list[int] = []
+        logits = prefill.logits
+        while True:
+            position = len(tokens)
+            with timings.of("choose"):
+                allowed = self.codec.tokens_at(position)
+                if allowed is None:
+                    tokens.append(int(logits.argmax()))
+                elif rehearsed:
+                    tokens.append(median_token(logits, allowed))
+                else:
+                    tokens.append(choose_token(logits, allowed, self.rule, position))
+            if len(tokens) == self.codec.length or (self.codec.is_complete(tokens) and not rehearsed):
+                return prefill, tokens
+            logits = self.pipeline.decode(tokens[-1], timings)
 
     def _choose_bucket(self, complexity: float) -> Bucket:
         return bucket_for(self.recipe, self.budget, None if self.policy == "fixed" else complexity)

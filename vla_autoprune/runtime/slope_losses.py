@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from vla_autoprune.errors import PlanError
 from vla_autoprune.frame import FloatArray, Frame
 from vla_autoprune.runtime.planner import Planner
+
+HOPELESS = 10
+"""Frames without a plan in any bucket, from the first on, after which no more are tried."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,10 @@ class SlopeLosses:
         complexities: [n] bits of stage 0.
         losses: per budget, [n, slopes] mean distance to the expert's waypoints in metres, slopes rising.
         unpruned: [n] the same without pruning.
-        failed: frames left out because some bucket's answer was no plan, or without a future.
+        without_future: frames left out because the drive ends with them.
+        without_plan: frames left out because some bucket's answer was no plan.
+        no_plan_in: how many of those each bucket had no plan for.
+        first_failure: what was wrong with the first such answer.
     """
 
     tokens: tuple[str, ...]
@@ -48,7 +55,19 @@ class SlopeLosses:
     complexities: NDArray[np.float64]
     losses: dict[float, NDArray[np.float64]]
     unpruned: NDArray[np.float64]
-    failed: int
+    without_future: int
+    without_plan: int
+    no_plan_in: Mapping[str, int]
+    first_failure: str | None
+
+    @property
+    def left_out(self) -> str:
+        """How many frames were left out, and why."""
+        said = f"{self.without_future + self.without_plan} left out"
+        if self.without_plan:
+            where = ", ".join(f"{bucket} {count}" for bucket, count in self.no_plan_in.items())
+            said += f", {self.without_plan} of them without a plan ({where}); the first: {self.first_failure}"
+        return said
 
 
 def measure_slopes(
@@ -63,20 +82,36 @@ def measure_slopes(
 
     Returns:
         The measurements.
+
+    Raises:
+        PlanError: the first `HOPELESS` frames have no plan in any bucket.
     """
     recipe = planner.recipe
-    tokens, scenes, complexities, rows = [], [], [], []
-    failed = 0
+    tokens: list[str] = []
+    scenes, complexities, rows = [], [], []
+    without_future = without_plan = 0
+    no_plan_in: Counter[str] = Counter()
+    first_failure: str | None = None
     for done, drive in enumerate(drives):
         if progress is not None:
             progress(done)
         if not drive.future_exists.any():
-            failed += 1
+            without_future += 1
             continue
-        try:
-            plans = [planner.plan_in_bucket(drive.frame, bucket.name) for bucket in recipe.buckets]
-        except PlanError:
-            failed += 1
+        plans = []
+        for bucket in recipe.buckets:
+            try:
+                plans.append(planner.plan_in_bucket(drive.frame, bucket.name))
+            except PlanError as error:
+                no_plan_in[bucket.name] += 1
+                first_failure = first_failure or str(error)
+        if len(plans) < len(recipe.buckets):
+            without_plan += 1
+            if not tokens and no_plan_in.total() == HOPELESS * len(recipe.buckets):
+                raise PlanError(
+                    f"none of the first {HOPELESS} frames has a plan in any of {len(recipe.buckets)} "
+                    f"buckets, the first because {first_failure}"
+                )
             continue
         tokens.append(drive.frame.token)
         scenes.append(drive.scene)
@@ -93,7 +128,10 @@ def measure_slopes(
             for budget in recipe.budgets
         },
         unpruned=measured[:, 0],
-        failed=failed,
+        without_future=without_future,
+        without_plan=without_plan,
+        no_plan_in=dict(no_plan_in),
+        first_failure=first_failure,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from engines.onnxruntime import OnnxRuntimeBackend
-from vla_autoprune.frame import CAMERAS, Command, EgoState, Frame, Plan
+from vla_autoprune.frame import CAMERAS, Command, EgoState, Frame, Rehearsal
 from vla_autoprune.recipe import FULL, bucket_for
 from vla_autoprune.runtime.deadline import RECENT_PLANS, BucketLatencies, measure_latencies, rest_ms
 from vla_autoprune.runtime.planner import OVERRIDDEN, Planner
@@ -87,13 +87,12 @@ def test_every_bucket_is_warmed_up_and_timed(planner, frame):
 def test_what_disturbs_for_a_while_does_not_slow_every_run_of_a_bucket(planner, frame, monkeypatch):
     ran: list[str] = []
 
-    def run(_, bucket: str) -> Plan:
+    def run(_, bucket: str) -> Rehearsal:
         ran.append(bucket)
         disturbed = 3 <= len(ran) - len(planner.recipe.buckets) <= 6
-        return dataclasses.replace(plan, bucket=bucket, timings_ms={"total": 100.0 if disturbed else 10.0})
+        return Rehearsal(bucket, (), 0.0, {"total": 100.0 if disturbed else 10.0}, 12)
 
-    plan = planner.plan(frame)
-    monkeypatch.setattr(planner, "plan_in_bucket", run)
+    monkeypatch.setattr(planner, "rehearse", run)
     measured = measure_latencies(planner, frame, runs=3)
     assert set(measured.undisturbed_ms.values()) == {10.0}
 

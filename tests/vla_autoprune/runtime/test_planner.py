@@ -217,8 +217,42 @@ def test_slopes_are_measured_on_known_drives(planner, frame):
         KnownDrive(frame, "scene-0001", future, np.zeros(6, dtype=bool)),
     ]
     measured = measure_slopes(planner, drives)
-    assert measured.failed == 1 and measured.tokens == ("frame-7",)
+    assert measured.without_future == 1 and measured.tokens == ("frame-7",)
+    assert measured.left_out == "1 left out"
     assert {budget: losses.shape for budget, losses in measured.losses.items()} == {0.6: (1, 2), 0.4: (1, 2)}
     plan = planner.plan_in_bucket(frame, "full")
     expected = np.linalg.norm(plan.waypoints_in_ego[:3, :2] - future[:3], axis=1).mean()
     assert measured.unpruned[0] == pytest.approx(expected)
+
+
+def test_frames_without_a_plan_are_counted_by_bucket_and_many_end_the_measurement(planner, frame):
+    from vla_autoprune.runtime.slope_losses import HOPELESS, KnownDrive, measure_slopes
+
+    known = KnownDrive(frame, "scene-0001", np.zeros((6, 3)), np.ones(6, dtype=bool))
+    fails_in = {"full"}
+
+    class Poet(Planner):
+        def plan_in_bucket(self, given: Frame, name: str):
+            if name in fails_in:
+                raise PlanError("the answer is a poem")
+            return super().plan_in_bucket(given, name)
+
+    poet = Poet(planner.bundle, planner.backend, pipeline=planner.pipeline)
+    measured = measure_slopes(poet, [known] * 2)
+    assert not measured.tokens and measured.no_plan_in == {"full": 2}
+    told = "2 left out, 2 of them without a plan (full 2); the first: the answer is a poem"
+    assert measured.left_out == told
+    fails_in.update(bucket.name for bucket in planner.recipe.buckets)
+    with pytest.raises(PlanError, match=r"none of the first 10 frames has a plan in any of 5 .* a poem"):
+        measure_slopes(poet, [known] * (HOPELESS + 1))
+
+
+def test_a_rehearsal_runs_any_frame_to_the_longest_answer(planner, frame):
+    plan, rehearsal = planner.plan_in_bucket(frame, "full"), planner.rehearse(frame, "full")
+    assert rehearsal.answer_tokens == plan.answer_tokens == planner.codec.length
+    assert list(rehearsal.timings_ms) == list(plan.timings_ms) and rehearsal.kv_mib == plan.kv_mib
+    other = planner.variant(None)
+    other.codec = planner.codec.model_copy(update={"first_distance_token": 0})
+    with pytest.raises(PlanError, match="answer token 0"):
+        other.plan_in_bucket(frame, "full")
+    assert other.rehearse(frame, "full").answer_tokens == planner.codec.length
