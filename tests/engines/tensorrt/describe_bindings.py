@@ -33,7 +33,12 @@ VERSIONS = {
     "cuda-13.5.0": ("cuda-bindings==13.5.0", "cuda-pathfinder"),
 }
 
-PIP_DOWNLOAD = (sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:")
+PIP_DOWNLOAD = (
+    *(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"),
+    *("--retries", "1", "--timeout", "10", "--disable-pip-version-check"),
+)
+DOWNLOAD_S = 90
+"""Longest for one package; the largest has some 30 MB."""
 
 STUBS = {
     "nvinfer": (
@@ -89,6 +94,10 @@ class Unavailable(Exception):
     """The wheels or a C compiler cannot be had here."""
 
 
+_offline: list[str] = []
+"""Why the package index could not be reached: it is not asked again."""
+
+
 def describe(name: str, cache: Path) -> dict:
     """The description of one version, made in a process that imports the real package.
 
@@ -142,25 +151,40 @@ def _unpacked(name: str, cache: Path) -> Path:
     wheels = cache / f".{name}-{tag}.{os.getpid()}"
     try:
         for requirement in VERSIONS[name]:
-            done = subprocess.run(
-                [*PIP_DOWNLOAD, "-d", str(wheels / "wheels"), requirement],
-                capture_output=True,
-                text=True,
-                timeout=240,
-                check=False,
-            )
-            if done.returncode:
-                why = done.stderr.strip()[-200:]
-                raise Unavailable(f"{requirement} is neither in {cache} nor downloadable: {why}")
+            _download(requirement, wheels / "wheels", cache)
         for wheel in (wheels / "wheels").glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(wheels / "site")
-        (wheels / "site").replace(site)
-    except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"{name} is not in {cache} and takes too long to download") from error
+        try:
+            (wheels / "site").replace(site)
+        except OSError:
+            if not site.is_dir():  # else another process was faster
+                raise
     finally:
         shutil.rmtree(wheels, ignore_errors=True)
     return site
+
+
+def _download(requirement: str, folder: Path, cache: Path) -> None:
+    missing = f"{requirement} is not in {cache}"
+    if _offline:
+        raise Unavailable(f"{missing}; {_offline[0]}")
+    try:
+        done = subprocess.run(
+            [*PIP_DOWNLOAD, "-d", str(folder), requirement],
+            capture_output=True,
+            text=True,
+            timeout=DOWNLOAD_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        _offline.append(f"downloading takes longer than {DOWNLOAD_S} s")
+        raise Unavailable(f"{missing}; {_offline[0]}") from error
+    if done.returncode:
+        why = f"it cannot be downloaded: {done.stderr.strip()[-200:]}"
+        if "Retrying" in done.stderr:
+            _offline.append(f"the package index could not be reached for {requirement}")
+        raise Unavailable(f"{missing}; {why}")
 
 
 def _stubs(major: str, cache: Path) -> Path:
