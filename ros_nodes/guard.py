@@ -22,6 +22,7 @@ from ros_nodes.motion import (
     OdometryTrack,
     Pose,
     Trajectory,
+    onward,
     placed,
     relative,
     stop_along,
@@ -142,14 +143,18 @@ class Guard:
             speed = math.hypot(soon.x - vehicle.x, soon.y - vehicle.y) / STEP_S
         hardest = min(limits.max_braking_mps2, limits.max_jerk_mps3 * STEP_S)
         braking = hardest if hard else min(limits.comfort_braking_mps2, hardest)
-        stop = stop_along(followed, now_ns, vehicle, speed, braking, hardest, limits.min_horizon_s)
-        fault = stop and next(faults_of(stop, limits, speed), None)
-        if stop is None or fault:
-            self.state, self._current = State.STOPPED, None
-            if fault:
-                self.reason += f"; at once from {speed:.1f} m/s, as along the last plan: {': '.join(fault)}"
-        else:
-            self.state, self._current, self._since_s = State.STOPPING, stop, steady_s
+        options = [(followed, vehicle, braking)]
+        if now:  # where no stop leads from the vehicle to the plan: as it moves
+            options.append((onward(now, now_ns, followed.frame_id), Pose(0.0, 0.0, 0.0), hardest))
+        for path, start, wanted in options:
+            stop = stop_along(path, now_ns, start, speed, wanted, hardest, limits.min_horizon_s)
+            fault = stop and next(faults_of(stop, limits, speed), None)
+            if stop and not fault:
+                self.state, self._current, self._since_s = State.STOPPING, stop, steady_s
+                return
+            if path is followed and fault:
+                self.reason += f"; not along the last plan from {speed:.1f} m/s, {': '.join(fault)}"
+        self.state, self._current = State.STOPPED, None
 
     def _notice_clock(self, now_ns: int) -> None:
         if now_ns < self._newest_ns - CLOCK_NOISE_NS:  # all stamps so far belong to another time

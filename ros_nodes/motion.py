@@ -87,6 +87,13 @@ def stop_command(now_ns: int, frame_id: str) -> Trajectory:
     return Trajectory(now_ns, frame_id, due, np.zeros((STOP_POSES, 3)))
 
 
+def onward(motion: Motion, now_ns: int, frame_id: str) -> Trajectory:
+    """Straight on, or on round the bend: at constant speed and yaw rate, in the vehicle's frame."""
+    due = now_ns + np.arange(1, STOP_POSES + 1) * round(STEP_S * NANOSECONDS)
+    here = (now_ns, motion._replace(pose=Pose(0.0, 0.0, 0.0)))
+    return Trajectory(now_ns, frame_id, due, np.array([_moved_on(here, when_ns) for when_ns in due.tolist()]))
+
+
 class OdometryTrack:
     """Where the vehicle was in the last seconds.
 

@@ -226,10 +226,38 @@ def test_a_stop_that_would_break_the_limits_becomes_a_stop_command() -> None:
     assert guard.take_plan(plan, START_NS, 0.0) is None
     for ms in range(100, 1400, 100):  # on the bend, but meanwhile far too fast for it
         now_ns = START_NS + ms * MS
-        motion = Motion(plan.at(now_ns), 5.0 if ms < 1000 else 12.0, 0.5)
+        motion = Motion(plan.at(now_ns), 5.0 if ms < 1000 else 20.0, 0.5)
         assert guard.take_odometry(now_ns, motion, now_ns) == ""
     assert guard.output(now_ns, 1.3).is_stop
     assert guard.state is State.STOPPED
+
+
+@pytest.mark.parametrize("yaw_rate", [0.0, 0.3])
+def test_where_no_stop_leads_back_to_the_plan_it_stops_as_it_moves(yaw_rate: float) -> None:
+    car = Car(speed=3.0)
+    car.follow()
+    for step in range(1, 26):  # too far aside for the little way that a stop takes
+        car.ms += 50
+        motion = Motion(Pose(car.speed * car.ms / 1e3, 0.05 * step, 0.0), car.speed, yaw_rate)
+        assert car.guard.take_odometry(car.now_ns, motion, car.now_ns) == ""
+    stop = car.out()
+    assert car.guard.state is State.STOPPING
+    assert "not along the last plan from 3.0 m/s, direction" in car.guard.reason
+    assert not any(faults_of(stop, SETTINGS, car.speed))
+    assert np.hypot(*stop.poses[-1, :2]) == pytest.approx(3.0**2 / 2 / 7.5, rel=0.01)
+    assert stop.poses[-1, 2] == pytest.approx(0.6 * yaw_rate / 3.0, abs=1e-3)
+
+
+def test_a_vehicle_that_goes_on_though_its_plan_stands_is_stopped_as_it_moves() -> None:
+    car = Car(speed=0.5)
+    for _ in range(2):
+        car.wait(500)
+        standing = stop_command(car.now_ns, "base_link")
+        assert car.give(standing) is None
+    assert car.out() is standing
+    car.wait(1300)
+    assert not car.out().is_stop
+    assert car.guard.state is State.STOPPING
 
 
 def test_a_short_plan_makes_it_brake_harder() -> None:
