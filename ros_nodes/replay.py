@@ -2,7 +2,8 @@
 
 Messages are read in the order they came. When a plan's status comes up, all that the planner knew has passed
 by, and what came while it planned: images, odometry and acceleration go by their stamps, the command is the
-one that the status names. The frame is put together anew and planned in the recorded bucket.
+one that the status names. What a busy recorder took after the status is waited for, until the status of the
+next plan. The frame is put together anew and planned in the recorded bucket.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ PlanInBucket = Callable[[Frame, str], Plan]
 IMAGES_KEPT = 40
 """Per camera: four seconds at 10 Hz."""
 MOST_POSES = 1000
+ROUNDING_MS = 0.01
+"""Of times in a status."""
 
 
 @dataclass(frozen=True)
@@ -88,20 +91,31 @@ def replay(
         {camera: deque(maxlen=IMAGES_KEPT) for camera in cameras},
     )
     suffixes = {topics.camera_topic(camera, raw): camera for camera in cameras for raw in (False, True)}
+    tolerance_ns = round(sync_tolerance_ms * 1e6)
+    waiting: deque[tuple[int, dict[str, str]]] = deque()
     found = False
+
+    def repeated(all_but: int) -> Iterator[Replayed]:
+        nonlocal found
+        while len(waiting) > all_but or (waiting and _is_whole(known, *waiting[0], tolerance_ns)):
+            stamp_ns, values = waiting.popleft()
+            recorded = known.paths.pop(stamp_ns, None)
+            if recorded is not None:
+                found = True
+                yield _repeat(known, recorded, values, plan, tolerance_ns)
+
     for topic, message in read_messages(recording):
         camera = next((suffixes[suffix] for suffix in suffixes if topic.endswith("/" + suffix)), None)
         if camera is not None:
             known.images[camera].append((stamp_ns_of(message.header.stamp), image_data(message)))
         elif topic.endswith("/" + topics.PLANNER_STATUS):
             values = {item.key: item.value for status in message.status for item in status.values}
-            stamp_ns = stamp_ns_of(message.header.stamp)
-            recorded = known.paths.pop(stamp_ns, None)
-            if recorded is not None and values.get("bucket"):
-                found = True
-                yield _repeat(known, recorded, values, plan, round(sync_tolerance_ms * 1e6))
+            if values.get("bucket"):
+                waiting.append((stamp_ns_of(message.header.stamp), values))
         else:
             _learn(known, topic, message)
+        yield from repeated(all_but=1)
+    yield from repeated(all_but=0)
     if not found:
         raise InputError(
             f"{recording} holds no plan with its status; record {topics.PLANNER_PATH} and "
@@ -119,6 +133,20 @@ def _learn(known: _Known, topic: str, message: Any) -> None:
     elif topic.endswith("/" + topics.PLANNER_PATH):
         path = trajectory_of(message, MOST_POSES)
         known.paths[path.stamp_ns] = path
+
+
+def _is_whole(known: _Known, stamp_ns: int, values: dict[str, str], tolerance_ns: int) -> bool:
+    """Whether a plan and all that led to it have been read."""
+    skew_ms = values.get("skew_ms")
+    furthest_ns = tolerance_ns if skew_ms is None else round((float(skew_ms) + ROUNDING_MS) * 1e6)
+    return (
+        stamp_ns in known.paths
+        and known.ego.reached(stamp_ns)
+        and all(
+            any(abs(image_ns - stamp_ns) <= furthest_ns for image_ns, _ in kept)
+            for kept in known.images.values()
+        )
+    )
 
 
 def _repeat(

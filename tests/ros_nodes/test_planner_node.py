@@ -6,6 +6,7 @@ import importlib.util
 import math
 import re
 import signal
+from collections import Counter
 from typing import Any
 
 import cv2
@@ -299,15 +300,17 @@ def test_a_deadline_takes_smaller_budgets_and_says_so(drive):
 
 
 def test_the_newest_frame_wins(drive):
-    # With so much tolerance no frame waits for an image whose place in the queue a newer one has taken.
-    drive.begin(sync_tolerance_ms=1_000.0)
+    # A busy planner finds newer images in the places of those it did not take, and odometry queues up: with
+    # so much tolerance both will do.
+    drive.begin(sync_tolerance_ms=1_000.0, odometry_max_age_ms=10_000.0)
     drive.status_of(drive.send(0))
     stamps = [drive.send(seed) for seed in range(1, 13)]
     level, _, values = drive.status_of(stamps[-1])
     assert level == "ok"
-    counted = {key: int(value) for key, value in values.items() if key.startswith("count_")}
+    counted = Counter({key: int(value) for key, value in values.items() if key.startswith("count_")})
     assert counted["count_frames"] <= 13
-    assert counted["count_plans"] + counted["count_superseded"] == counted["count_frames"]
+    ends = ("count_plans", "count_superseded", "count_refused")
+    assert sum(counted[end] for end in ends) == counted["count_frames"]
 
 
 def test_old_frames_are_dropped(drive):

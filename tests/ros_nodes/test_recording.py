@@ -77,16 +77,22 @@ def test_a_directory_may_be_named_like_a_number(bench) -> None:
     assert recorder.returncode == 0, said
 
 
-def test_the_command_of_a_plan_is_the_one_it_was_made_with(monkeypatch) -> None:
+@pytest.mark.parametrize("order", ["as it was", "the status first", "another image before"])
+def test_a_plan_is_repeated_with_what_it_was_made_with(monkeypatch, order) -> None:
     def message(stamp_ns: int = 0, **fields: Any) -> SimpleNamespace:
         return SimpleNamespace(header=SimpleNamespace(stamp=time_message(stamp_ns)), **fields)
 
     path = path_message(PLAN, MS)
-    values = {"bucket": "full", "command": "left", "total_ms": 1.0}
+    values = {"bucket": "full", "command": "left", "total_ms": 1.0, "skew_ms": 0.0}
     status = diagnostics_message(MS, "frame", "ok", "", values)
     odometry = Odometry()
     odometry.header.stamp = time_message(MS)
-    image = message(MS, data=np.zeros(12, np.uint8), encoding="rgb8", width=2, height=2, step=6)
+
+    def image_of(level: int, stamp_ns: int) -> SimpleNamespace:
+        data = np.full(12, level, np.uint8)
+        return message(stamp_ns, data=data, encoding="rgb8", width=2, height=2, step=6)
+
+    image = image_of(200, MS)
     recorded = [
         ("/command", message(data="left")),
         ("/camera/cam_front/image", image),
@@ -95,16 +101,21 @@ def test_the_command_of_a_plan_is_the_one_it_was_made_with(monkeypatch) -> None:
         ("/planner/path", path),
         ("/planner/status", status),
     ]
+    if order != "as it was":  # a busy recorder takes topics as it finds them
+        recorded.insert(0, recorded.pop())
+    if order == "another image before":
+        recorded.insert(0, ("/camera/cam_front/image", image_of(100, 0)))
     monkeypatch.setattr(replaying, "read_messages", lambda _: iter(recorded))
-    commands = []
+    frames = []
 
     def plan(frame: Frame, _: str) -> Plan:
-        commands.append(frame.command)
+        frames.append(frame)
         return PLAN
 
     again = list(replaying.replay(Path("drive"), ("CAM_FRONT",), plan))
     assert [item.problem for item in again] == [""] and again[0].difference_m < 1e-6
-    assert commands == [Command.LEFT]
+    assert [frame.command for frame in frames] == [Command.LEFT]
+    assert frames[0].images["CAM_FRONT"].mean() == 200
 
 
 def test_latched_and_best_effort_publishers_are_recorded(bench) -> None:
