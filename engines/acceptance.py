@@ -15,11 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from engines.verify import Gates, Sample, VerifyReport, agree, read_sample, verify_bundle
+from engines.verify import (
+    GATES,
+    Gates,
+    Sample,
+    VerifyReport,
+    agree,
+    read_sample,
+    run_with_answer,
+    verify_bundle,
+)
 from vla_autoprune.bundle import Bundle
 from vla_autoprune.errors import BackendError, ParityError, PlanError
 from vla_autoprune.frame import FloatArray
 from vla_autoprune.profiling.machine import machine_record
+from vla_autoprune.profiling.percentiles import distribution
 from vla_autoprune.recipe import Bucket
 from vla_autoprune.runtime.backend import Backend
 from vla_autoprune.runtime.pipeline import Pipeline, Timings
@@ -35,6 +45,7 @@ MemoryMib = Callable[[], tuple[int, int]]
 """Free and total device memory."""
 Seen = tuple[bool, str]
 """Whether a check holds, and what was seen."""
+MedianAndP99 = tuple[float, float | None]
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,8 @@ class Check:
 class BucketTimes:
     """Milliseconds of one bucket over its frames: median and 99th percentile, and the median of every step.
 
+    A 99th percentile of too few frames is None (`profiling.percentiles`).
+
     Attributes:
         frames: how many were measured.
         prefill_ms: from embedding to the logits of the first token.
@@ -61,9 +74,9 @@ class BucketTimes:
     """
 
     frames: int
-    prefill_ms: tuple[float, float]
-    decode_ms: tuple[float, float]
-    frame_ms: tuple[float, float]
+    prefill_ms: MedianAndP99
+    decode_ms: MedianAndP99
+    frame_ms: MedianAndP99
     steps_ms: Mapping[str, float]
     after_other_bucket_ms: float
     after_same_bucket_ms: float
@@ -122,7 +135,7 @@ def accept(
         BundleError: a sample is not one of this bundle.
     """
     say = progress or (lambda what, done, total: None)
-    gates, sample = Gates(), _first_sample(bundle)
+    gates, sample = GATES[bundle.manifest.options.precision], _first_sample(bundle)
     before = memory_mib() if memory_mib else (0, 0)
     checks: list[Check] = []
     reports: list[VerifyReport] = []
@@ -232,13 +245,8 @@ def _first_sample(bundle: Bundle) -> Sample:
 
 def _run(pipeline: Pipeline, sample: Sample, bucket: Bucket, timings: Timings) -> FloatArray:
     """[steps, vocabulary] logits of one frame with the original's tokens fed back; nothing looks between."""
-    pipeline.pixels[:] = sample.pixel_values
-    pipeline.encode(timings)
-    prefill = pipeline.prefill(sample.token_ids, sample.length, lambda _: bucket, timings)
-    logits = [prefill.logits.copy()]
-    for token in sample.answers[bucket.name].tokens[:-1]:
-        logits.append(pipeline.decode(int(token), timings).copy())
-    return np.stack(logits)
+    _, logits = run_with_answer(pipeline, sample, bucket, sample.answers[bucket.name].tokens, timings)
+    return logits
 
 
 def _off(pipeline: Pipeline, sample: Sample, bucket: Bucket) -> tuple[float, float]:
@@ -304,8 +312,9 @@ def _measure(
 def _times(rows: list[tuple[dict[str, float], float, bool]], sample: Sample, name: str) -> BucketTimes:
     further = max(len(sample.answers[name].tokens) - 1, 1)
 
-    def spread(values: list[float]) -> tuple[float, float]:
-        return float(np.median(values)), float(np.quantile(values, 0.99))
+    def spread(values: list[float]) -> MedianAndP99:
+        found = distribution(values)
+        return found.p50, found.p99
 
     def median(values: list[float]) -> float:
         return float(np.median(values)) if values else float("nan")

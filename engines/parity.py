@@ -16,7 +16,15 @@ from engines.lint import TARGETS, LintReport, TargetName, lint_bundle
 from engines.onnxruntime import OnnxRuntimeBackend
 from engines.stage_parity import StageParityReport, check_stages
 from engines.torch_graphs import TorchBackend
-from engines.verify import Answer, Sample, feature_rows, text_rows, write_sample
+from engines.verify import (
+    Answer,
+    ModelInput,
+    Sample,
+    feature_rows,
+    run_with_answer,
+    text_rows,
+    write_sample,
+)
 from vla_autoprune import contract
 from vla_autoprune.bundle import LINT, SAMPLES, Bundle, load_bundle
 from vla_autoprune.contract import Precision
@@ -44,21 +52,6 @@ always compared to the end there."""
 
 
 @dataclass(frozen=True)
-class ParityInput:
-    """One prompt with images.
-
-    Attributes:
-        pixel_values: [c, 3, h, w] normalised.
-        token_ids: [N] prompt, padded to the layout's length.
-        length: tokens before the padding.
-    """
-
-    pixel_values: FloatArray
-    token_ids: IntArray
-    length: int
-
-
-@dataclass(frozen=True)
 class ParityReport:
     """What was compared, and the largest differences.
 
@@ -79,7 +72,7 @@ class ParityReport:
 
 def parity_inputs(
     bundle: Bundle, prompts: Sequence[IntArray], mean: Sequence[float], std: Sequence[float], seed: int = 0
-) -> list[ParityInput]:
+) -> list[ModelInput]:
     """Smooth random images for prompts: nothing to download, yet not noise.
 
     Args:
@@ -102,7 +95,7 @@ def parity_inputs(
         pixels = (images.transpose(0, 3, 1, 2) - shift) / scale
         padded = np.zeros(bundle.recipe.layout.length, dtype=np.int64)
         padded[: len(token_ids)] = token_ids
-        inputs.append(ParityInput(np.ascontiguousarray(pixels), padded, len(token_ids)))
+        inputs.append(ModelInput(np.ascontiguousarray(pixels), padded, len(token_ids)))
     return inputs
 
 
@@ -110,7 +103,7 @@ def check_parity(
     bundle: Bundle,
     backend: Backend,
     model: StageModel,
-    inputs: Sequence[ParityInput],
+    inputs: Sequence[ModelInput],
     *,
     tolerance: float | None = None,
     record: Path | None = None,
@@ -314,13 +307,9 @@ class _Staged:
 
 
 def _run_staged(
-    pipeline: Pipeline, bucket: Bucket, given: ParityInput, tokens: IntArray, hidden: Sequence[FloatArray]
+    pipeline: Pipeline, bucket: Bucket, given: ModelInput, tokens: IntArray, hidden: Sequence[FloatArray]
 ) -> _Staged:
-    """The bundle's answer when the original's tokens are fed back, and how far its stages are from `hidden`.
-
-    Its own tokens would let one that is different hide how close the rest is.
-    """
-    timings = Timings()
+    """The bundle's answer to the original's tokens, and how far its stages are from `hidden`."""
     errors = np.full(len(pipeline.stages), np.inf)  # of a stage that does not run, or gives another shape
 
     def inspect(stage: int, read: Callable[[str], NDArray[np.floating]]) -> None:
@@ -328,14 +317,8 @@ def _run_staged(
         if found.shape == wanted.shape:
             errors[stage] = np.abs(found - wanted).max() / np.abs(wanted).max()
 
-    pipeline.pixels[:] = given.pixel_values
-    pipeline.encode(timings)
-    prefill = pipeline.prefill(given.token_ids, given.length, lambda _: bucket, timings, inspect=inspect)
-    logits = [prefill.logits.copy()]
-    for token in tokens[:-1]:
-        logits.append(pipeline.decode(int(token), timings).copy())
-    stacked = np.stack(logits)
-    return _Staged(prefill, errors, stacked, stacked.argmax(axis=1))
+    prefill, logits = run_with_answer(pipeline, given, bucket, tokens, Timings(), inspect)
+    return _Staged(prefill, errors, logits, logits.argmax(axis=1))
 
 
 def _same_tokens(staged: Prefill, eager: EagerRun, tie: float, where: str) -> bool:

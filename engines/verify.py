@@ -27,7 +27,7 @@ from vla_autoprune.files import write_whole
 from vla_autoprune.frame import FloatArray, IntArray
 from vla_autoprune.recipe import Bucket, PromptLayout
 from vla_autoprune.runtime.backend import Backend
-from vla_autoprune.runtime.pipeline import Pipeline, Prefill, Timings
+from vla_autoprune.runtime.pipeline import Inspect, Pipeline, Prefill, Timings
 
 RECORDED_ROWS = 16
 """Rows kept of each stage's hidden states, so that samples of large models stay small."""
@@ -55,21 +55,30 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One recorded input with the original model's answers.
+class ModelInput:
+    """One prompt with images, as a model takes them.
 
     Attributes:
         pixel_values: [c, 3, h, w] normalised.
         token_ids: [N] prompt, padded to the layout's length.
         length: tokens before the padding.
-        complexity: bits.
-        features: [rows, d] projected visual features, of every n-th token.
-        answers: by bucket.
     """
 
     pixel_values: FloatArray
     token_ids: IntArray
     length: int
+
+
+@dataclass(frozen=True)
+class Sample(ModelInput):
+    """One recorded input with the original model's answers.
+
+    Attributes:
+        complexity: bits.
+        features: [rows, d] projected visual features, of every n-th token.
+        answers: by bucket.
+    """
+
     complexity: float
     features: FloatArray
     answers: Mapping[str, Answer]
@@ -271,6 +280,38 @@ def read_sample(path: Path, bundle: Bundle) -> Sample:
     return sample
 
 
+def run_with_answer(
+    pipeline: Pipeline,
+    given: ModelInput,
+    bucket: Bucket,
+    tokens: IntArray,
+    timings: Timings,
+    inspect: Inspect | None = None,
+) -> tuple[Prefill, FloatArray]:
+    """Run an input in a bucket with the original's tokens fed back.
+
+    A bundle's own tokens would let one that is different hide how close the rest is.
+
+    Args:
+        pipeline: of the bundle.
+        given: the input.
+        bucket: whatever its complexity.
+        tokens: [steps] of the original's answer.
+        timings: receives every step.
+        inspect: shown the outputs of every stage; without it captured programs run, as in a vehicle.
+
+    Returns:
+        The prefill, and [steps, vocabulary] logits of the whole answer.
+    """
+    pipeline.pixels[:] = given.pixel_values
+    pipeline.encode(timings)
+    prefill = pipeline.prefill(given.token_ids, given.length, lambda _: bucket, timings, inspect=inspect)
+    logits = [prefill.logits.copy()]
+    for token in tokens[:-1]:
+        logits.append(pipeline.decode(int(token), timings).copy())
+    return prefill, np.stack(logits)
+
+
 def text_rows(layout: PromptLayout, kept: IntArray, length: int) -> IntArray:
     """Rows of a stage that a sample records: text tokens, which every bucket keeps, so that rows correspond.
 
@@ -313,18 +354,10 @@ def _compare(
         if stage < len(answer.scores):
             scores[stage] = read("score").copy()
 
-    timings = Timings()
-    pipeline.pixels[:] = sample.pixel_values
-    pipeline.encode(timings)
+    prefill, logits = run_with_answer(pipeline, sample, bucket, answer.tokens, Timings(), inspect)
     if first:
         features = pipeline.features()
         yield ("all", contract.VISION, "features", *agree(feature_rows(features[0]), sample.features))
-    prefill = pipeline.prefill(sample.token_ids, sample.length, lambda _: bucket, timings, inspect=inspect)
-    logits = [prefill.logits.copy()]
-    for token in answer.tokens[:-1]:
-        logits.append(pipeline.decode(int(token), timings).copy())
-
-    if first:
         found, wanted = np.array([[prefill.complexity]]), np.array([[sample.complexity]])
         yield ("all", contract.stage_name(0), "complexity", *agree(found, wanted))
     same = True
@@ -339,7 +372,7 @@ def _compare(
             yield (bucket.name, name, "score", *agree(scores[stage][None], answer.scores[stage][None]))
             yield (bucket.name, name, "kept", *_same_kept(prefill, answer, stage))
         same = np.array_equal(prefill.kept_visual[stage + 1], answer.kept[stage + 1])
-    yield (bucket.name, contract.HEAD, "logits", *agree(np.stack(logits), answer.logits))
+    yield (bucket.name, contract.HEAD, "logits", *agree(logits, answer.logits))
 
 
 def agree(found: NDArray, wanted: NDArray) -> tuple[float, float]:

@@ -72,7 +72,7 @@ class Plan:
         kv_mib: size of the KV caches this plan used.
         timings_ms: milliseconds per step; "total" covers preprocessing to waypoints.
         flags: every deviation from what was asked for (camera filled in, bucket overridden, …).
-        answer_tokens: length of the answer; 0 where no model planned.
+        answer_tokens: tokens of the model's answer, its end token included; 0 where no model planned.
     """
 
     waypoints_in_ego: FloatArray

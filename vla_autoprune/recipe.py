@@ -169,28 +169,20 @@ class Bucket(_Record):
         return tuple(kept + merged for kept, merged in zip(self.kept, self.merged, strict=True))
 
 
-class ModelShape(_Record):
-    """What the recipe must know about the decoder it was made for.
+class DecoderSizes(_Record):
+    """Sizes of a decoder, as a model's config.json states them.
 
     Attributes:
-        id: name of the model, for people.
-        weights_sha256: hash of its weights; a bundle of other weights refuses the recipe.
         ffn: width of the gated feed-forward.
         head_dim: width of one head; hidden / heads where it is not given.
-        position_axes: 1, or 3 where visual tokens have positions in time, height and width.
-        deepstack_layers: decoder layers, from the first on, after which visual features are added.
     """
 
-    id: str
-    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     layers: int = Field(ge=2)
     hidden: int = Field(ge=1)
     heads: int = Field(ge=1)
     kv_heads: int = Field(ge=1)
     ffn: int = Field(ge=1)
     head_dim: int = Field(ge=1)
-    position_axes: Literal[1, 3] = 1
-    deepstack_layers: Count = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -198,6 +190,22 @@ class ModelShape(_Record):
         if isinstance(values, dict) and "head_dim" not in values and values.get("heads"):
             return {**values, "head_dim": values.get("hidden", 0) // values["heads"]}
         return values
+
+
+class ModelShape(DecoderSizes):
+    """What the recipe must know about the decoder it was made for.
+
+    Attributes:
+        id: name of the model, for people.
+        weights_sha256: hash of its weights; a bundle of other weights refuses the recipe.
+        position_axes: 1, or 3 where visual tokens have positions in time, height and width.
+        deepstack_layers: decoder layers, from the first on, after which visual features are added.
+    """
+
+    id: str
+    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    position_axes: Literal[1, 3] = 1
+    deepstack_layers: Count = 0
 
     @model_validator(mode="after")
     def _check(self) -> ModelShape:
@@ -363,7 +371,6 @@ class PruningRecipe(_Record):
                 f"recipe is for model {self.model.id} with weights {self.model.weights_sha256[:12]}…, "
                 f"{where} has {weights_sha256[:12]}…; make a recipe for it with vla-autoprune calibrate"
             )
-
 
     def require_layout(self, layout: PromptLayout) -> None:
         """Refuse a prompt or rig the recipe was not made for.

@@ -12,7 +12,8 @@ pytest.importorskip("onnxscript")
 
 from engines.lint import TARGETS, lint_bundle
 from engines.onnxruntime import OnnxRuntimeBackend
-from engines.parity import ParityInput, check_parity
+from engines.parity import check_parity
+from engines.verify import ModelInput
 from vla_autoprune.errors import RecipeError
 from vla_autoprune.export.export import export_bundle
 from vla_autoprune.models.families import adapter_for
@@ -136,7 +137,7 @@ def inputs_for(layout, seed, length=None):
     ids[layout.visual_positions] = IMAGE
     width, height = layout.image_size
     pixels = random.normal(size=(len(layout.cameras), 3, height, width)).astype(np.float32)
-    return ParityInput(pixels, ids, length or layout.length)
+    return ModelInput(pixels, ids, length or layout.length)
 
 
 def exported(config, folder, cameras=2, decode_length=32, opset=23, **options):

@@ -11,9 +11,10 @@ pytest.importorskip("onnxscript")
 
 from engines.lint import lint_bundle
 from engines.onnxruntime import OnnxRuntimeBackend
-from engines.parity import TOLERANCES, ParityInput, check_parity
+from engines.parity import TOLERANCES, check_parity
 from engines.stage_parity import check_stages
 from engines.torch_graphs import TorchBackend
+from engines.verify import ModelInput
 from vla_autoprune.errors import BackendError, InputError, ParityError
 from vla_autoprune.export.export import export_bundle, text_files
 from vla_autoprune.models.adapter import LlavaAdapter
@@ -51,7 +52,7 @@ def given(bundles, tiny_vla):
     pixels = random.normal(size=(len(layout.cameras), 3, 64, 64)).astype(np.float32)
     token_ids = random.integers(8, 200, layout.length)
     token_ids[layout.visual_positions] = tiny_vla.model.config.image_token_id
-    return ParityInput(pixels, token_ids, layout.length)
+    return ModelInput(pixels, token_ids, layout.length)
 
 
 def test_float16_runs_on_onnxruntime_within_its_tolerance(bundles, model, given):

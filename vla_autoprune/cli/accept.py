@@ -34,7 +34,9 @@ def accept(
     backend: BackendName = typer.Option(
         BackendName.TENSORRT, "--backend", help="What is to be accepted; TensorRT is built first."
     ),
-    frames: int = typer.Option(500, "--frames", min=1, help="Frames to measure, over all buckets."),
+    frames: int = typer.Option(
+        500, "--frames", min=1, help="Frames to measure, over all buckets; p99 needs 100 of each."
+    ),
     out: Path = typer.Option(Path("acceptance.json"), "--out", metavar="FILE", help="The result file."),
     device: int = DEVICE,
     workspace_mib: int | None = WORKSPACE,
@@ -103,6 +105,8 @@ def _finish(result: Acceptance, out: Path) -> NoReturn:
 
 
 def _print(result: Acceptance, out: Path) -> None:
+    from vla_autoprune.profiling.percentiles import missing_percentiles
+
     console = Console(soft_wrap=True)
     table = Table("bucket", pad_edge=False)
     for name in ("prefill p50", "p99", "per token p50", "frame p50", "p99", "cost of a switch"):
@@ -110,9 +114,12 @@ def _print(result: Acceptance, out: Path) -> None:
     for name, times in result.times.items():
         switch = times.after_other_bucket_ms - times.after_same_bucket_ms
         figures = (*times.prefill_ms, times.decode_ms[0], *times.frame_ms)
-        table.add_row(name, *(f"{ms:.2f}" for ms in figures), f"{switch:+.2f}")
+        table.add_row(name, *("–" if ms is None else f"{ms:.2f}" for ms in figures), f"{switch:+.2f}")
     if result.times:
         console.print(table)
+        fewest = missing_percentiles(min(times.frames for times in result.times.values()))
+        if fewest:
+            console.print(f"note: {fewest}", style="yellow", highlight=False)
     for check in result.checks:
         mark = "[green]ok[/]   " if check.passed else "[bold red]fails[/]"
         console.print(f"{mark} {escape(f'{check.name}: {check.seen}')}", highlight=False)

@@ -34,10 +34,11 @@ class DeviceName(str, Enum):
 
 
 class PrecisionName(str, Enum):
-    """Of the weights; int4 computes in fp16."""
+    """Of the weights; int4 is multiplied in fp16."""
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
     FP8 = "fp8"
     INT8 = "int8"
     FP4 = "fp4"
@@ -81,9 +82,7 @@ def estimate(
     like = _recipe(recipe) if recipe is not None else None
     shares = comma_list("--budgets", budgets, finite, "0.6,0.4,0.25")
     full = recipe_for(sizes, model, like, cameras, text_tokens, answer_tokens, shares)
-    on_cpu = device in (DeviceName.CPU, DeviceName.MEASURED)
-    chosen: Precision = precision.value if precision is not None else "fp32" if on_cpu else "fp16"
-    seconds, lines = _range(device, chosen, profile, threads)
+    seconds, chosen, lines = _range(device, precision.value if precision else None, profile, threads)
     found = run_estimate(full, sizes, cameras, chosen, seconds)
     console = Console(soft_wrap=True)
     layout = full.layout
@@ -111,9 +110,9 @@ def _recipe(path: Path) -> PruningRecipe:
 
 
 def _range(
-    device: DeviceName, precision: Precision, profile: Path | None, threads: int | None
-) -> tuple[Range, list[str]]:
-    """The device's range for work, and where it is from, in sentences."""
+    device: DeviceName, asked: Precision | None, profile: Path | None, threads: int | None
+) -> tuple[Range, Precision, list[str]]:
+    """The device's range for work, in which precision, and where it is from, in sentences."""
     from vla_autoprune.profiling.ceilings import measure_host
     from vla_autoprune.profiling.document import read_profile
     from vla_autoprune.profiling.estimate import (
@@ -133,18 +132,35 @@ def _range(
         )
     if profile is not None:
         measured = read_profile(profile)
+        own = measured.conditions.precision
+        if asked not in (None, own):
+            raise InputError(
+                f"--precision {asked}: {profile} was measured in {own}, and says nothing of others"
+            )
         calibration = calibrate(measured)
         ceiling = measured.ceiling
-        return measured_range(calibration, ceiling), [
-            f"ceilings: {ceiling.source}",
-            f"calibrated on {calibration.source}; error on buckets left out up to {calibration.error:.0%}",
-        ]
-    known = host_device(measure_host(threads)) if device is DeviceName.CPU else devices()[device.value]
-    return published_range(known, precision), [
-        f"device: {known.name}; ceilings: {known.source}",
-        f"efficiency: {known.efficiency_source}",
-        "not calibrated: no measurement of this device was given, so the error is not known",
-    ]
+        return (
+            measured_range(calibration, ceiling),
+            own,
+            [
+                f"ceilings: {ceiling.source}",
+                f"calibrated on {calibration.source}; error on prefill and decoding of budgets left out up "
+                f"to {calibration.error:.0%}",
+                "vision: taken to be as efficient as the prefill; the error does not cover it",
+            ],
+        )
+    on_cpu = device is DeviceName.CPU
+    known = host_device(measure_host(threads)) if on_cpu else devices()[device.value]
+    precision: Precision = asked or ("fp32" if on_cpu else "fp16")
+    return (
+        published_range(known, precision),
+        precision,
+        [
+            f"device: {known.name}; ceilings: {known.source}",
+            f"efficiency: {known.efficiency_source}",
+            "not calibrated: no measurement of this device was given, so the error is not known",
+        ],
+    )
 
 
 def _bucket_table(found: tuple[BucketEstimate, ...]) -> Table:

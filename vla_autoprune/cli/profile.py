@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vla_autoprune.cli import app
@@ -38,8 +39,16 @@ TRACED_PLANS = 3
 """Per bucket, after the measurement: marks cost a little time."""
 
 
+_MEASURING = ("frames", "warm_up", "buckets", "images", "backend", "threads", "trace")
+"""Parameters that need a BUNDLE."""
+
+_REPORTING = ("json_file", "html", "ros", "budgets")
+"""Parameters that a profile which is there can take as well."""
+
+
 @app.command()
 def profile(
+    context: typer.Context,
     source: Path | None = typer.Argument(
         None, metavar="[BUNDLE]", help="Bundle to measure, or the JSON file of an earlier profile to look at."
     ),
@@ -84,14 +93,14 @@ def profile(
         faults.append("give either a BUNDLE (or a profile's JSON file) or --compare A B")
     if fail_on_regression and compare is None:
         faults.append("--fail-on-regression belongs to --compare")
-    if compare is not None and any((html, trace, ros, budgets, json_file)):
-        faults.append("--compare takes two profiles that are there; make reports of each of them")
+    if compare is not None and (given := _given(context, (*_MEASURING, *_REPORTING))):
+        faults.append(f"--compare takes two profiles that are there, without {given}")
     for option, path in (("--json", json_file), ("--html", html), ("--trace", trace)):
         if path is not None:
             with gathered(faults):
                 require_file(option, path)
-    if source is not None and source.is_file() and (trace is not None or images):
-        faults.append(f"{source} has been measured; --trace and --images need a BUNDLE")
+    if source is not None and source.is_file() and (given := _given(context, _MEASURING)):
+        faults.append(f"{source} has been measured; {given} needs a BUNDLE")
     refuse(faults)
     console = Console(soft_wrap=True)
     if compare is not None:
@@ -120,6 +129,15 @@ def profile(
         _print_checks(checks, console)
         if not all(check.passed for check in checks):
             raise typer.Exit(1)
+
+
+def _given(context: typer.Context, names: Sequence[str]) -> str:
+    """Those of the parameters that the command line has, as options."""
+    options = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return ", ".join(
+        options[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"
+    )
 
 
 def _measure(
@@ -278,9 +296,10 @@ def print_profile(result: Profile, console: Console) -> None:
     if result.ros is not None:
         console.print(_ros_table(result.ros))
     for state in result.sensors:
-        said = "; ".join(f"{name} {state.before[name]} → {state.after.get(name)}" for name in state.before)
-        slowed = f"; [yellow]throttled: {', '.join(state.throttled)}[/]" if state.throttled else ""
-        console.print(f"{state.sensor}: {said}{slowed}", highlight=False)
+        said = [f"{name} {value} → {state.after.get(name, '–')}" for name, value in state.before.items()]
+        style = "yellow" if state.throttled else None
+        line = f"{state.sensor}: {'; '.join([*said, state.throttling])}"
+        console.print(line, style=style, highlight=False, markup=False)
     for name, why in result.absent_sensors.items():
         console.print(f"absent: {name} ({why})", style="yellow", highlight=False, markup=False)
     for note in result.notes:
@@ -326,7 +345,7 @@ def _stage_table(result: Profile, name: str) -> Table:
         found = reached(stage, result.ceiling)
         share = ""
         if found and found.share is not None:
-            share = f"{found.share:.0%} of {'math' if found.bound == 'compute' else 'mem'}"
+            share = f"{found.share:.0%} {'math' if found.bound == 'compute' else 'mem'}"
         table.add_row(
             f"{stage.name} × {stage.runs_per_plan}" if stage.runs_per_plan > 1 else stage.name,
             "" if stage.rows is None else str(stage.rows),
@@ -398,4 +417,4 @@ def _print_checks(checks: Sequence[Check], console: Console) -> None:
         mark = "[green]ok[/]   " if check.passed else "[bold red]fails[/]"
         seen = check.reason if check.seen is None else f"{check.seen:.3f} {check.unit}"
         limit = f", limit {check.limit:g} {check.unit}" if check.unit else ""
-        console.print(f"{mark} {check.what}: {seen}{limit}", highlight=False)
+        console.print(f"{mark} {escape(f'{check.what}: {seen}{limit}')}", highlight=False)

@@ -89,9 +89,15 @@ def read_budgets(path: Path) -> Budgets:
         budgets = Budgets.model_validate(content if content is not None else {})
     except ValidationError as error:
         raise InputError(f"{path}: {first_fault(error)}; docs/profiling.md lists the fields") from error
-    if budgets == Budgets():
+    if not _limits_something(budgets.model_dump()):
         raise InputError(f"{path} limits nothing; name at least one, such as total_ms: {{p99: 100}}")
     return budgets
+
+
+def _limits_something(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_limits_something, value.values()))
+    return value is not None
 
 
 def check_budgets(profile: Profile, budgets: Budgets) -> tuple[Check, ...]:
@@ -152,8 +158,8 @@ def _time_of(bucket: BucketProfile, name: str) -> Distribution | None:
     stage = bucket.stage(name)
     if stage is not None:
         return stage.time
-    columns = [stage.ms for stage in bucket.stages if stage.phase == name]
-    return distribution([sum(row) for row in zip(*columns, strict=True)]) if columns else None
+    samples = bucket.frames_ms(name)
+    return distribution(samples) if samples else None
 
 
 def _times(

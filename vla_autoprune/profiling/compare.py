@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 
 from vla_autoprune.errors import InputError
-from vla_autoprune.profiling.document import PHASES, BucketProfile, Profile, Ratio, Record
+from vla_autoprune.profiling.document import PHASES, BucketProfile, Profile, Ratio, Record, StageProfile
 from vla_autoprune.profiling.percentiles import median_ratio
 
 Verdict = Literal["slower", "faster", "no difference shown", "too few frames"]
@@ -40,7 +40,7 @@ class Comparison(Record):
     """Two profiles side by side.
 
     Attributes:
-        differences: conditions that differ, hence may explain a change.
+        differences: conditions that differ, hence may explain a change, and what only one of them has.
         changes: totals, phases and stages of every bucket that both have.
     """
 
@@ -100,8 +100,7 @@ def _rows(bucket: BucketProfile) -> Iterator[tuple[str, tuple[float, ...]]]:
     """Total and phases, frame by frame."""
     yield "total", bucket.total_ms
     for phase in PHASES:
-        columns = [stage.ms for stage in bucket.stages if stage.phase == phase]
-        yield phase, tuple(map(sum, zip(*columns, strict=True)))
+        yield phase, bucket.frames_ms(phase)
 
 
 def _stages(
@@ -120,7 +119,8 @@ def _stages(
 def _change(
     bucket: str, what: str, before: tuple[float, ...], after: tuple[float, ...], tolerance: float
 ) -> Change | None:
-    if not before or not after or not min(max(before), max(after)) > 0:
+    base_ms, other_ms = (float(np.median(values)) if values else 0.0 for values in (before, after))
+    if not min(base_ms, other_ms) > 0:
         return None
     ratio = median_ratio(before, after)
     verdict: Verdict = "no difference shown"
@@ -130,21 +130,36 @@ def _change(
         verdict = "slower"
     elif ratio.high < 1 - tolerance:
         verdict = "faster"
-    base_ms, other_ms = (float(np.median(values)) for values in (before, after))
     return Change(bucket=bucket, what=what, base_ms=base_ms, other_ms=other_ms, ratio=ratio, verdict=verdict)
 
 
 def _differences(base: Profile, other: Profile) -> Iterator[str]:
     """Conditions that are not the same, first those that make a comparison doubtful."""
     one, two = base.conditions, other.conditions
-    for name in ("device", "backend", "bundle_id", "recipe_sha256", "input_sha256", "frames"):
+    for name in ("device", "backend", "bundle_id", "recipe_sha256", "precision", "input_sha256", "frames"):
         before, after = getattr(one, name), getattr(two, name)
         if before != after:
             yield f"{name}: {_short(before)} against {_short(after)}"
+    yield from _only_in_one("bucket", base.buckets, other.buckets)
+    for bucket in base.buckets:
+        again = other.bucket(bucket.name)
+        if again is not None:
+            yield from _only_in_one(f"stage of {bucket.name}", bucket.stages, again.stages)
     for name in sorted({*one.machine, *two.machine}):
         before, after = one.machine.get(name, "absent"), two.machine.get(name, "absent")
         if before != after:
             yield f"{name}: {before} against {after}"
+
+
+def _only_in_one(
+    what: str, base: Sequence[BucketProfile | StageProfile], other: Sequence[BucketProfile | StageProfile]
+) -> Iterator[str]:
+    """Names that have nothing to be compared with."""
+    before, after = [each.name for each in base], [each.name for each in other]
+    for where, names, others in (("A", before, after), ("B", after, before)):
+        alone = [name for name in names if name not in others]
+        if alone:
+            yield f"{what}, only in {where}: {', '.join(alone)}"
 
 
 def _short(value: object) -> str:

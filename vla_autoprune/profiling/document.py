@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vla_autoprune.contract import Precision
 from vla_autoprune.errors import InputError
 from vla_autoprune.files import first_fault, read_json, write_whole
 
@@ -65,7 +66,7 @@ class StageProfile(Record):
         phase: the part of a plan it belongs to.
         clock: whose clock `ms` is of.
         ms: [frames] milliseconds per plan, in the order measured; a stage that runs per token is summed.
-        runs_per_plan: how often it runs for one plan.
+        runs_per_plan: how often it runs for one plan; the median where answers differ in length.
         rows: text and visual tokens that enter it; None where it takes none.
         visual_tokens: of these, visual.
         work: None where it is not counted.
@@ -124,6 +125,21 @@ class BucketProfile(Record):
     kv_mib: float
     energy: tuple[Energy, ...] = ()
 
+    @model_validator(mode="after")
+    def _check(self) -> BucketProfile:
+        for stage in self.stages:
+            if len(stage.ms) != len(self.total_ms):
+                raise ValueError(
+                    f"{self.name} has {len(self.total_ms)} totals and {len(stage.ms)} times of {stage.name}; "
+                    "there must be one of each per frame"
+                )
+        return self
+
+    @property
+    def budget(self) -> str:
+        """What the names of a budget's buckets begin with: `b40` of `b40_s1`."""
+        return self.name.partition("_")[0]
+
     def stage(self, name: str) -> StageProfile | None:
         """The stage of that name, None where this bucket has none."""
         return next((stage for stage in self.stages if stage.name == name), None)
@@ -131,6 +147,11 @@ class BucketProfile(Record):
     def phase_ms(self, phase: Phase) -> float:
         """Sum of the medians of a phase's stages."""
         return sum(stage.time.p50 for stage in self.stages if stage.phase == phase)
+
+    def frames_ms(self, phase: str) -> tuple[float, ...]:
+        """[frames] milliseconds of a phase; empty where no stage belongs to it."""
+        columns = [stage.ms for stage in self.stages if stage.phase == phase]
+        return tuple(map(sum, zip(*columns, strict=True)))
 
 
 class Ceiling(Record):
@@ -153,7 +174,15 @@ class SensorState(Record):
     sensor: str
     before: Mapping[str, float | str]
     after: Mapping[str, float | str]
-    throttled: tuple[str, ...] = ()
+    throttled: tuple[str, ...] | None = None
+    """What slowed the device down; None where the sensor does not tell."""
+
+    @property
+    def throttling(self) -> str:
+        """In words."""
+        if self.throttled is None:
+            return "does not tell of throttling"
+        return f"throttled: {', '.join(self.throttled)}" if self.throttled else "no throttling seen"
 
 
 class Memory(Record):
@@ -168,6 +197,7 @@ class Conditions(Record):
     """What was run, on what, and how.
 
     Attributes:
+        precision: what the bundle's weights are stored and its layers computed in.
         input_sha256: of all frames' images, ego states and commands.
     """
 
@@ -179,6 +209,7 @@ class Conditions(Record):
     bundle_id: str
     model: str
     recipe_sha256: str
+    precision: Precision = "fp32"
     frames: int
     warm_up: int
     input: str

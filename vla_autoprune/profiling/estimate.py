@@ -18,34 +18,23 @@ from vla_autoprune.profiling.document import Ceiling, Phase, Profile, Record, St
 from vla_autoprune.profiling.roofline import least_s
 from vla_autoprune.profiling.stage_work import phase_of, stage_work
 from vla_autoprune.pruning.work import kv_mib
-from vla_autoprune.recipe import Bucket, ModelShape, PromptLayout, PruningRecipe, build_recipe
+from vla_autoprune.recipe import Bucket, DecoderSizes, ModelShape, PromptLayout, PruningRecipe, build_recipe
 
 Share = Annotated[float, Field(gt=0, le=1)]
-Precision = Literal["fp32", "fp16", "fp8", "int8", "fp4", "int4"]
+Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8", "fp4", "int4"]
 
 BYTES_PER_WEIGHT: Mapping[Precision, float] = {
-    "fp32": 4, "fp16": 2, "fp8": 1, "int8": 1, "fp4": 0.5625, "int4": 0.5625,
+    "fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1, "int8": 1, "fp4": 0.5625, "int4": 0.5625,
 }  # fmt: skip
 """4-bit weights with a scale of 8 bits per 16 of them."""
 
-COMPUTE_PRECISION: Mapping[Precision, Precision] = {"int4": "fp16"}
-"""4-bit integer weights are unpacked and multiplied in half precision."""
+COMPUTE_PRECISION: Mapping[Precision, Precision] = {"int4": "fp16", "bf16": "fp16"}
+"""4-bit integer weights are unpacked and multiplied in half precision; bfloat16 is as fast as float16."""
 
 HOST_EFFICIENCY = (0.5, 1.0)
 
 NO_WEIGHTS = "0" * 64
 """Stands for a model that is not there."""
-
-
-class Decoder(Record):
-    """Sizes of a decoder, as a model's config.json states them."""
-
-    layers: int = Field(ge=2)
-    hidden: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    kv_heads: int = Field(ge=1)
-    ffn: int = Field(ge=1)
-    head_dim: int = Field(ge=1)
 
 
 class VisionTower(Record):
@@ -69,7 +58,7 @@ class VisionTower(Record):
 class FullModel(Record):
     """A full-size model, by the figures of its config.json."""
 
-    decoder: Decoder
+    decoder: DecoderSizes
     vocabulary: int = Field(ge=1)
     vision: VisionTower
     visual_tokens_per_image: int = Field(ge=1)
@@ -213,7 +202,8 @@ class Calibration:
 
     Attributes:
         fits: (overhead in seconds per run, efficiency) by phase.
-        error: largest relative error of a bucket's prefill and decode that took no part in the fit.
+        error: largest relative error of a bucket's prefill and decode, of buckets whose budget took no part
+            in the fit.
         source: the measurement.
     """
 
@@ -231,24 +221,26 @@ def calibrate(profile: Profile) -> Calibration:
     """Fit overhead and efficiency to a profile, and say how well that predicts buckets it has not seen.
 
     Args:
-        profile: of at least three buckets, with both ceilings.
+        profile: of at least two budgets (no pruning counts as one), with both ceilings.
 
     Returns:
-        The calibration; its error is by leaving out one bucket at a time.
+        The calibration; its error is by leaving out one budget at a time, as buckets of one cost almost the
+        same and would tell on each other.
 
     Raises:
-        InputError: the profile has too few buckets or no ceilings.
+        InputError: the profile has too few budgets or no ceilings.
     """
-    if len(profile.buckets) < 3 or None in (profile.ceiling.flops_per_s, profile.ceiling.bytes_per_s):
+    budgets = {bucket.budget for bucket in profile.buckets}
+    if len(budgets) < 2 or None in (profile.ceiling.flops_per_s, profile.ceiling.bytes_per_s):
         raise InputError(
-            f"a profile of {len(profile.buckets)} buckets with ceilings {profile.ceiling.source!r} cannot "
-            "calibrate; it needs three buckets and both ceilings: vla-autoprune profile BUNDLE --json"
+            f"a profile of {len(budgets)} budgets with ceilings {profile.ceiling.source!r} cannot calibrate; "
+            "it needs two (no pruning is one) and both ceilings: vla-autoprune profile BUNDLE --json"
         )
-    counted = [(bucket.name, stage) for bucket in profile.buckets for stage in bucket.stages if _fits(stage)]
+    counted = [(bucket, stage) for bucket in profile.buckets for stage in bucket.stages if _fits(stage)]
     errors = []
     for bucket in profile.buckets:
-        rest = [stage for name, stage in counted if name != bucket.name]
-        own = [stage for name, stage in counted if name == bucket.name]
+        rest = [stage for each, stage in counted if each.budget != bucket.budget]
+        own = [stage for each, stage in counted if each is bucket]
         fitted = Calibration(_fit(rest, profile.ceiling), 0.0, "")
         predicted = sum(
             fitted.seconds(stage.phase, _least(stage, profile.ceiling), stage.runs_per_plan) for stage in own
@@ -368,7 +360,10 @@ def estimate(
     result = []
     for bucket in recipe.buckets:
         rows: list[StageEstimate] = []
-        works = {"vision": vision, **stage_work(recipe, bucket, model.vocabulary, decoded, weight, number)}
+        works = {
+            "vision": vision,
+            **stage_work(recipe, bucket, model.vocabulary, decoded, weight, number, number),
+        }
         caches = _caches(recipe, bucket, number)
         for name, work in works.items():
             phase = phase_of(name)

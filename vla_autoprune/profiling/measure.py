@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
 import numpy as np
 
 from vla_autoprune import contract
+from vla_autoprune.bundle import Bundle
 from vla_autoprune.errors import InputError
 from vla_autoprune.frame import Command, EgoState, Frame, Plan, Rehearsal
 from vla_autoprune.profiling.document import (
@@ -23,6 +24,7 @@ from vla_autoprune.profiling.document import (
     Profile,
     SensorState,
     StageProfile,
+    Work,
 )
 from vla_autoprune.profiling.machine import machine_record, peak_host_mib
 from vla_autoprune.profiling.percentiles import distribution, missing_percentiles
@@ -177,6 +179,7 @@ def profile(
             bundle_id=manifest.bundle_id,
             model=recipe.model.id,
             recipe_sha256=manifest.recipe_sha256,
+            precision=manifest.options.precision,
             frames=run.frames,
             warm_up=run.warm_up,
             input=run.input,
@@ -189,7 +192,7 @@ def profile(
         idle_w=idle_w,
         sensors=tuple(_state(name, throughout) for name in throughout.of if throughout.of[name]),
         absent_sensors={**(absent_sensors or {}), **idle.faults, **throughout.faults},
-        notes=_notes(run, planner, profiles, memory_mib, free_before),
+        notes=_notes(run, planner, profiles, plans, memory_mib, free_before),
     )
 
 
@@ -210,13 +213,13 @@ def _plan_in_turns(
 def _bucket_profile(
     planner: Planner, bucket: Bucket, plans: Sequence[Plan | Rehearsal], energies: tuple[Energy, ...]
 ) -> BucketProfile:
-    recipe, clock = planner.recipe, planner.backend.clock
-    decoded = round(float(np.median([plan.answer_tokens for plan in plans]))) - 1
-    (vocabulary,) = planner.bundle.graphs[contract.HEAD].outputs[0].pinned({})[1:]
-    work, rows = stage_work(recipe, bucket, vocabulary, decoded), rows_into_stages(recipe, bucket)
+    clock, rows = planner.backend.clock, rows_into_stages(planner.recipe, bucket)
+    decoded = [plan.answer_tokens - 1 for plan in plans]
+    usual = round(float(np.median(decoded)))
+    work = _work(planner.bundle, bucket, usual)
     stages = []
-    for name in (name for name in plans[0].timings_ms if name not in SUMS):
-        ms = [plan.timings_ms[name] for plan in plans]
+    for name in dict.fromkeys(name for plan in plans for name in plan.timings_ms if name not in SUMS):
+        ms = [plan.timings_ms.get(name, 0.0) for plan in plans]
         entering = rows.get(name)
         stages.append(
             StageProfile(
@@ -225,30 +228,36 @@ def _bucket_profile(
                 clock="host" if name in ON_HOST else clock,
                 ms=tuple(round(value, 4) for value in ms),
                 time=distribution(ms),
-                runs_per_plan=_runs(name, decoded),
+                runs_per_plan=_runs(name, usual),
                 rows=entering[0] if entering else None,
                 visual_tokens=entering[1] if entering else None,
                 work=work.get(name),
             )
         )
     totals = [plan.timings_ms["total"] for plan in plans]
-    sums = np.sum([[plan.timings_ms[stage.name] for stage in stages] for plan in plans], axis=1)
+    sums = np.sum([stage.ms for stage in stages], axis=0)
+    per_token = [
+        plan.timings_ms["decode"] / count for plan, count in zip(plans, decoded, strict=True) if count
+    ]
     return BucketProfile(
         name=bucket.name,
         total_ms=tuple(round(value, 4) for value in totals),
         total=distribution(totals),
         stages=tuple(stages),
         accounted=float(np.median(sums / totals)),
-        decode_per_token=distribution(
-            [plan.timings_ms["decode"] / (plan.answer_tokens - 1) for plan in plans if plan.answer_tokens > 1]
-        )
-        if decoded
-        else None,
+        decode_per_token=distribution(per_token) if per_token else None,
         visual_tokens_into_layers=float(np.mean(bucket.visual_tokens_into_layers)),
         work_fraction=bucket.work_fraction,
         kv_mib=plans[0].kv_mib,
         energy=energies,
     )
+
+
+def _work(bundle: Bundle, bucket: Bucket, decoded: int) -> dict[str, Work]:
+    """Counted in the bundle's precision; hidden states between graphs are float32 in all of them."""
+    (vocabulary,) = bundle.graphs[contract.HEAD].outputs[0].pinned({})[1:]
+    size = contract.ITEM_BYTES[contract.COMPUTED_IN[bundle.manifest.options.precision]]
+    return stage_work(bundle.recipe, bucket, vocabulary, decoded, bytes_per_weight=size, bytes_per_kv=size)
 
 
 def _runs(stage: str, decoded: int) -> int:
@@ -323,6 +332,7 @@ def _notes(
     run: Run,
     planner: Planner,
     buckets: Sequence[BucketProfile],
+    plans: Mapping[str, Sequence[Plan | Rehearsal]],
     memory_mib: MemoryMib | None,
     free_before: int,
 ) -> tuple[str, ...]:
@@ -332,6 +342,12 @@ def _notes(
         notes.append(
             f"no plan was asked for: answers are {planner.codec.length} tokens, the longest there may be; "
             "give recorded frames with --images for answers as long as the model's own"
+        )
+    lengths = {plan.answer_tokens for of_bucket in plans.values() for plan in of_bucket}
+    if len(lengths) > 1:
+        notes.append(
+            f"answers have {min(lengths)} to {max(lengths)} tokens: runs and work of decoding are those of "
+            "each bucket's median answer"
         )
     for bucket in buckets:
         if abs(bucket.accounted - 1) > ACCOUNTED_TOLERANCE:

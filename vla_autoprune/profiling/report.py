@@ -52,8 +52,9 @@ a deadline meets."""
 _ABOUT_TOKENS = """Each point is a bucket: median time, with a bar up to its 90th percentile where there are
 enough frames. Buckets of one budget have almost the same cost by construction."""
 _ABOUT_ROOF = """Each point is a stage: operations a second against operations per byte that must move
-at least. Under the slope memory limits, under the flat roof arithmetic. A point above the roof works on data
-that stayed in a cache. Stages whose work is not counted (vision, host) are not shown."""
+at least; numbers are those of the stages. Under the slope memory limits, under the flat roof arithmetic. A
+point above the slope works on data that stayed in a cache. Stages whose work is not counted (vision, host)
+are not shown."""
 
 
 def profile_page(profile: Profile) -> str:
@@ -157,25 +158,22 @@ def token_figure(profile: Profile) -> Figure:
         axes.set_ylim(bottom=0)
         axes.grid()
     panels[0].set_ylabel("milliseconds")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=9, fontsize=8)
     return figure
 
 
 def _token_panel(axes: Axes, profile: Profile, prefill: bool) -> None:
-    labelled: set[str] = set()
+    """Buckets of one budget lie on top of each other and share a colour."""
+    colours: dict[str, str] = {}
     for bucket, colour in _coloured(profile):
+        label = None if bucket.budget in colours else bucket.budget
         tokens = bucket.visual_tokens_into_layers
-        samples = bucket.total_ms
-        if prefill:
-            columns = [stage.ms for stage in bucket.stages if stage.phase == "prefill"]
-            samples = tuple(map(sum, zip(*columns, strict=True)))
+        samples = bucket.frames_ms("prefill") if prefill else bucket.total_ms
         middle = float(np.median(samples))
         up = float(np.quantile(samples, 0.9)) - middle if bucket.total.p90 is not None else 0.0
-        axes.errorbar(tokens, middle, yerr=[[0], [up]], color=colour, marker="o", markersize=5, capsize=2.5)
-        budget = bucket.name.partition("_")[0]
-        if budget not in labelled:
-            labelled.add(budget)
-            place = {"xytext": (6, -12), "textcoords": "offset points", "fontsize": 8, "color": colour}
-            axes.annotate(budget, (tokens, middle), **place)
+        style = {"fmt": "o", "markersize": 5, "capsize": 2.5, "label": label}
+        shown = colours.setdefault(bucket.budget, colour)
+        axes.errorbar(tokens, middle, yerr=[[0], [up]], color=shown, **style)
 
 
 def roof_figure(profile: Profile) -> Figure:
@@ -185,6 +183,7 @@ def roof_figure(profile: Profile) -> Figure:
     flops, moved = profile.ceiling.flops_per_s, profile.ceiling.bytes_per_s
     assert flops is not None and moved is not None
     intensities: list[float] = []
+    named: list[tuple[float, float, str]] = []
     for bucket, filled in zip(_shown(profile), (True, False), strict=False):
         for phase, marker in (("prefill", "o"), ("decode", "^")):
             points = [
@@ -195,7 +194,7 @@ def roof_figure(profile: Profile) -> Figure:
             ]
             if not points:
                 continue
-            x, y, names = zip(*points, strict=True)
+            x, y, _ = zip(*points, strict=True)
             intensities += x
             colour = PHASE_COLOURS["prefill" if phase == "prefill" else "decode"]
             face = colour if filled else "none"
@@ -203,10 +202,7 @@ def roof_figure(profile: Profile) -> Figure:
             style = {"markersize": 6, "linestyle": "none", "markeredgewidth": 1.4}
             axes.plot(x, y, marker, color=colour, markerfacecolor=face, label=label, **style)
             if filled:
-                for place_x, place_y, name in zip(x, y, names, strict=True):
-                    short = name.removeprefix("decode_").replace("stage_", "")
-                    offset = {"xytext": (6, 3), "textcoords": "offset points", "fontsize": 7.5}
-                    axes.annotate(short, (place_x, place_y), **offset)
+                named += points
     ridge = flops / moved
     span = np.geomspace(min([*intensities, ridge]) / 2, max([*intensities, ridge]) * 3, 100)
     axes.plot(span, np.minimum(flops, span * moved) / 1e9, color=INK, linewidth=1.4)
@@ -214,17 +210,48 @@ def roof_figure(profile: Profile) -> Figure:
         f"{flops / 1e9:.0f} GFLOP/s", (span[-1], flops / 1e9), xytext=(0, 4), textcoords="offset points",
         ha="right", fontsize=8,
     )  # fmt: skip
+    halfway = np.sqrt(span[0] * ridge)
     axes.annotate(
-        f"{moved / 1e9:.1f} GB/s", (span[0], span[0] * moved / 1e9), xytext=(10, -6),
-        textcoords="offset points", fontsize=8,
+        f"{moved / 1e9:.1f} GB/s", (halfway, halfway * moved / 1e9), xytext=(-6, 4),
+        textcoords="offset points", ha="right", fontsize=8,
     )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for place_x, place_y, names in _apart(named, axes):
+        offset = {"xytext": (7, -2.5), "textcoords": "offset points", "fontsize": 7.5}
+        axes.annotate(names, (place_x, place_y), **offset)
     axes.set_xlabel("operations per byte that must move")
     axes.set_ylabel("GFLOP/s reached")
     axes.grid(which="major")
     figure.legend(loc="outside upper center", ncols=4, fontsize=8)
     return figure
+
+
+def _apart(points: Sequence[tuple[float, float, str]], axes: Axes) -> list[tuple[float, float, str]]:
+    """Labels of stages, those that would touch in one: x, y and text."""
+    (left, right), (low, high) = np.log(axes.get_xlim()), np.log(axes.get_ylim())
+    groups: list[list[tuple[float, float, str]]] = []
+    for point in sorted(points, key=lambda point: point[1], reverse=True):
+        for group in groups:
+            x, y, _ = group[-1]
+            across, down = np.log(point[0] / x) / (right - left), np.log(y / point[1]) / (high - low)
+            if abs(across) < 0.06 and down < 0.045:
+                group.append(point)
+                break
+        else:
+            groups.append([point])
+    return [
+        (
+            max(x for x, _, _ in group),
+            float(np.exp(np.mean([np.log(y) for _, y, _ in group]))),
+            ", ".join(dict.fromkeys(_short(name) for _, _, name in group)),
+        )
+        for group in groups
+    ]
+
+
+def _short(stage: str) -> str:
+    return stage.removeprefix("decode_").removeprefix("stage_")
 
 
 def _shown(profile: Profile) -> list[BucketProfile]:
@@ -277,7 +304,8 @@ _PERCENTILES = ("p50", "p90", "p99", "max", "jitter")
 
 
 def _bucket_table(profile: Profile) -> str:
-    head = ["bucket", "visual tokens into layers", "work", "KV MiB", "ms per decoded token", *_PERCENTILES]
+    times = [f"plan {name} ms" for name in _PERCENTILES]
+    head = ["bucket", "visual tokens into layers", "work", "KV MiB", "ms per decoded token", *times]
     rows = []
     for bucket in profile.buckets:
         token = bucket.decode_per_token
@@ -333,8 +361,7 @@ def _power(profile: Profile) -> str:
             )
     for state in profile.sensors:
         said = [f"{name} {value} → {state.after.get(name, '–')}" for name, value in state.before.items()]
-        slowed = f"throttled: {', '.join(state.throttled)}" if state.throttled else "no throttling seen"
-        rows.append([state.sensor, "; ".join([*said, slowed])])
+        rows.append([state.sensor, "; ".join([*said, state.throttling])])
     rows += [[f"absent: {name}", why] for name, why in profile.absent_sensors.items()]
     return _table((), rows, "conditions")
 

@@ -22,6 +22,7 @@ from vla_autoprune.errors import BackendError
 POWERCAP = Path("/sys/class/powercap")
 CPUFREQ = Path("/sys/devices/system/cpu")
 THERMAL = Path("/sys/class/thermal")
+HWMON = Path("/sys/class/hwmon")
 
 INTERVAL_S = 0.05
 TEGRASTATS_INTERVAL_MS = 100
@@ -60,6 +61,7 @@ class Reading:
         rails_w: power of each rail.
         total_w: of what the sensor covers; None where it only counts energy, or nothing.
         energy_j: a counter that only rises; None where there is none.
+        throttled: what slows the device down, empty for nothing; None where the sensor does not tell.
         memory_mib: used device memory.
     """
 
@@ -68,7 +70,7 @@ class Reading:
     energy_j: float | None = None
     temperatures_c: Mapping[str, float] = field(default_factory=dict)
     clocks_mhz: Mapping[str, float] = field(default_factory=dict)
-    throttled: tuple[str, ...] = ()
+    throttled: tuple[str, ...] | None = None
     memory_mib: float | None = None
 
     def flat(self) -> dict[str, float | str]:
@@ -302,22 +304,32 @@ class Rapl:
 
 
 class HostClocks:
-    """Clocks and temperatures of the CPU from sysfs; no power.
+    """Clocks and temperatures of the CPU from sysfs, and what it counts of throttling; no power.
+
+    Args:
+        cpufreq: holds clocks, and on x86 how often a core or package was too hot.
+        thermal: holds temperatures.
+        hwmon: holds, on a Jetson, how often over-current or under-voltage slowed it down.
 
     Raises:
-        BackendError: the kernel shows neither.
+        BackendError: the kernel shows neither clocks nor temperatures.
     """
 
     name = "CPU clocks and temperatures"
 
-    def __init__(self, cpufreq: Path = CPUFREQ, thermal: Path = THERMAL) -> None:
+    def __init__(self, cpufreq: Path = CPUFREQ, thermal: Path = THERMAL, hwmon: Path = HWMON) -> None:
         self._clocks = sorted(cpufreq.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
         self._zones = sorted(thermal.glob("thermal_zone*/temp"))
         if not self._clocks and not self._zones:
             raise BackendError(f"neither {cpufreq}/cpu*/cpufreq nor {thermal}/thermal_zone* is there")
+        self._counters = {
+            "too hot": sorted(cpufreq.glob("cpu[0-9]*/thermal_throttle/*_throttle_count")),
+            "over-current or under-voltage": sorted(hwmon.glob("hwmon*/oc*_event_cnt")),
+        }
+        self._counted = self._count()
 
     def read(self) -> Reading:
-        """The fastest core's clock and every zone's temperature."""
+        """The fastest core's clock, every zone's temperature, and what has throttled since the last time."""
         kilohertz = [int(path.read_text()) for path in self._clocks]
         temperatures = {}
         for path in self._zones:
@@ -325,13 +337,27 @@ class HostClocks:
                 temperatures[(path.parent / "type").read_text().strip()] = int(path.read_text()) / 1e3
             except OSError:  # a zone whose part is switched off refuses
                 continue
+        before, self._counted = self._counted, self._count()
+        throttled = tuple(why for why, count in self._counted.items() if count > before[why])
         return Reading(
-            temperatures_c=temperatures, clocks_mhz={"cpu": max(kilohertz) / 1e3} if kilohertz else {}
+            temperatures_c=temperatures,
+            clocks_mhz={"cpu": max(kilohertz) / 1e3} if kilohertz else {},
+            throttled=throttled if self._counted else None,
         )
+
+    def _count(self) -> dict[str, int]:
+        return {
+            why: sum(int(path.read_text()) for path in paths)
+            for why, paths in self._counters.items()
+            if paths
+        }
 
     def close(self) -> None:
         """Nothing is held."""
 
+
+_FAULTS = (BackendError, OSError, ValueError)
+"""What a sensor may raise; sysfs writes "<unknown>" where a number is expected."""
 
 KINDS = {"NVML": Nvml, "tegrastats": Tegrastats, "RAPL": Rapl, "CPU clocks": HostClocks}
 
@@ -347,7 +373,7 @@ def find_sensors() -> tuple[list[Sensor], dict[str, str]]:
     for name, kind in KINDS.items():
         try:
             found.append(kind())
-        except BackendError as error:
+        except _FAULTS as error:
             absent[name] = str(error)
     return found, absent
 
@@ -371,7 +397,7 @@ class Readings:
                 continue
             try:
                 self.of[sensor.name].append((time.perf_counter(), sensor.read()))
-            except (BackendError, OSError) as error:
+            except _FAULTS as error:
                 self.faults[sensor.name] = str(error)
 
     def energy(self, sensor: str) -> tuple[float, float] | None:
@@ -396,9 +422,10 @@ class Readings:
             name: sum(row.get(name, 0.0) for row in rows) / len(rows) for name in (rows[0] if rows else {})
         }
 
-    def throttled(self, sensor: str) -> tuple[str, ...]:
-        """Everything that slowed the device down meanwhile."""
-        return tuple(sorted({why for _, reading in self.of[sensor] for why in reading.throttled}))
+    def throttled(self, sensor: str) -> tuple[str, ...] | None:
+        """Everything that slowed the device down meanwhile; None where the sensor does not tell."""
+        told = [reading.throttled for _, reading in self.of[sensor] if reading.throttled is not None]
+        return tuple(sorted({why for each in told for why in each})) if told else None
 
 
 @contextmanager

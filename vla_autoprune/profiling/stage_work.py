@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from vla_autoprune import contract
 from vla_autoprune.profiling.document import Phase, Work
 from vla_autoprune.pruning.work import decode_flops, layer_parameters, prefill_flops
-from vla_autoprune.recipe import Bucket, ModelShape, PruningRecipe, rows_into_layers
+from vla_autoprune.recipe import Bucket, PruningRecipe, rows_into_layers
 
 _PHASES: Mapping[str, Phase] = {
     "preprocess": "input",
@@ -49,7 +49,8 @@ def stage_work(
     vocabulary: int,
     decoded: int,
     bytes_per_weight: float = 4,
-    bytes_per_number: float = 4,
+    bytes_per_kv: float = 4,
+    bytes_per_hidden: float = 4,
 ) -> dict[str, Work]:
     """Operations and least traffic of one plan, by stage.
 
@@ -63,14 +64,16 @@ def stage_work(
         vocabulary: logits of the head.
         decoded: tokens decoded after the first, which the prefill gives.
         bytes_per_weight: 4 for float32, 2 for float16, 0.5 for 4 bits.
-        bytes_per_number: of hidden states, keys and values.
+        bytes_per_kv: of a number of the keys and values.
+        bytes_per_hidden: of a number of the hidden states between stages.
 
     Returns:
         Work by stage name, as `Plan.timings_ms` has them.
     """
     model = recipe.model
     layer_bytes = layer_parameters(model) * bytes_per_weight
-    row_bytes, kv_bytes = model.hidden * bytes_per_number, _kv_bytes(model, bytes_per_number)
+    row_bytes = model.hidden * bytes_per_hidden
+    kv_bytes = 2 * model.kv_heads * model.head_dim * bytes_per_kv
     into = rows_into_layers(recipe, bucket)
     work: dict[str, Work] = {}
     for index, layers in enumerate(recipe.stages):
@@ -109,7 +112,3 @@ def _decode_work(
     flops = sum(decode_flops(recipe.model, step) for step in steps)
     moved = sum(len(step) * layer_bytes + sum(step) * kv_bytes + 2 * row_bytes for step in steps)
     return Work(flops=flops, bytes=round(moved))
-
-
-def _kv_bytes(model: ModelShape, bytes_per_number: float) -> float:
-    return 2 * model.kv_heads * model.head_dim * bytes_per_number

@@ -87,35 +87,43 @@ def trace_events(
     """
     process = os.getpid()
 
-    def event(name: str, lane: int, begin_us: float, duration_us: float, **more: Any) -> dict[str, Any]:
-        place = {"pid": process, "tid": lane, "ts": round(begin_us, 3), "dur": round(duration_us, 3)}
+    origin = min((span.begin_s for _, spans in plans for span in spans), default=0.0)
+
+    def event(name: str, lane: int, begin_s: float, end_s: float, **more: Any) -> dict[str, Any]:
+        begin, end = _microseconds(begin_s - origin), _microseconds(end_s - origin)
+        place = {"pid": process, "tid": lane, "ts": begin, "dur": end - begin}
         return {"name": name, "cat": more.pop("cat", phase_of(name)), "ph": "X", **place, "args": more}
 
-    lanes = {
-        HOST_LANE: "host",
-        **({DEVICE_LANE: "device (in order, from the plan's begin)"} if device_clock else {}),
-    }
-    events: list[dict[str, Any]] = [
-        {"name": "thread_name", "ph": "M", "pid": process, "tid": lane, "args": {"name": name}}
-        for lane, name in lanes.items()
-    ]
-    origin = min((span.begin_s for _, spans in plans for span in spans), default=0.0)
+    def named(what: str, lane: int, name: str) -> dict[str, Any]:
+        return {"name": what, "ph": "M", "pid": process, "tid": lane, "args": {"name": name}}
+
+    events = [named("process_name", HOST_LANE, "vla_autoprune"), named("thread_name", HOST_LANE, "host")]
+    if device_clock:
+        events.append(named("thread_name", DEVICE_LANE, "device (in order, from the plan's begin)"))
     for plan, spans in plans:
         for span in sorted(spans, key=lambda each: each.begin_s):
-            begin, duration = 1e6 * (span.begin_s - origin), 1e6 * (span.end_s - span.begin_s)
             if span.name == "total":
                 tokens = [len(kept) for kept in plan.kept_visual]
                 about = {"bucket": plan.bucket, "visual_tokens_into_stages": tokens, "kv_mib": plan.kv_mib}
-                events.append(event("plan", HOST_LANE, begin, duration, cat="plan", **about))
+                events.append(event("plan", HOST_LANE, span.begin_s, span.end_s, cat="plan", **about))
             else:
-                events.append(event(span.name, HOST_LANE, begin, duration))
+                events.append(event(span.name, HOST_LANE, span.begin_s, span.end_s))
         if device_clock:
-            cursor = 1e6 * (min(span.begin_s for span in spans) - origin)
+            begin_s = min(span.begin_s for span in spans)
             for name, ms in plan.timings_ms.items():
                 if name not in (*SUMS, *ON_HOST):
-                    events.append(event(name, DEVICE_LANE, cursor, 1e3 * ms))
-                    cursor += 1e3 * ms
+                    end_s = begin_s + ms / 1e3
+                    events.append(event(name, DEVICE_LANE, begin_s, end_s))
+                    begin_s = end_s
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"plans": len(plans)}}
+
+
+def _microseconds(seconds: float) -> float:
+    """In eighths, which neither binary nor decimal fractions round.
+
+    Perfetto drops an event that ends a nanosecond after the next begins, or after the one it lies in.
+    """
+    return round(8e6 * seconds) / 8
 
 
 def write_trace(trace: dict[str, Any], path: Path) -> None:

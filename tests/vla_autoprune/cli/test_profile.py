@@ -76,6 +76,7 @@ def test_limits_decide_the_exit_code(measured, tmp_path):
         ([], "give either a BUNDLE"),
         (["bundle", "--fail-on-regression"], "--fail-on-regression belongs to --compare"),
         (["bundle", "--json", "."], "--json . is a directory"),
+        (["--compare", "a", "b", "--html", "c", "--frames", "3"], "that are there, without --frames, --html"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(arguments, message, tmp_path, monkeypatch):
@@ -92,6 +93,8 @@ def test_what_is_no_bundle_no_profile_or_not_there_is_refused(stored_bundle, tmp
         run(tmp_path / "other.json")
     with pytest.raises(VlaError, match="no bucket 'b1'"):
         run(stored_bundle.path, "--buckets", "b1")
+    with pytest.raises(InputError, match=r"other.json has been measured; --backend needs a BUNDLE"):
+        run(tmp_path / "other.json", "--backend", "torch")
 
 
 def test_a_gpu_that_is_absent_is_said(stored_bundle):

@@ -48,6 +48,27 @@ def test_conditions_that_differ_are_named(tiny_profile):
     assert any("ffffffffffff…" in line for line in found.differences)
 
 
+def test_what_only_one_profile_has_is_named(tiny_profile):
+    full, *pruned = tiny_profile.buckets
+    fewer = full.model_copy(update={"stages": full.stages[1:]})
+    base = tiny_profile.model_copy(update={"buckets": (full, *pruned[1:])})
+    found = compare(base, tiny_profile.model_copy(update={"buckets": (fewer, *pruned)}))
+    assert f"bucket, only in B: {pruned[0].name}" in found.differences
+    assert f"stage of full, only in A: {full.stages[0].name}" in found.differences
+    assert not {change.what for change in found.changes if change.bucket == pruned[0].name}
+
+
+def test_times_of_zero_have_no_ratio(tiny_profile):
+    (full, *_) = tiny_profile.buckets
+    ms = (1.0,) + (0.0,) * 11
+    idle = full.stages[-1].model_copy(update={"ms": ms, "time": distribution(ms)})
+    others = tuple(stage for stage in full.stages if stage.phase != idle.phase)
+    changed = full.model_copy(update={"stages": (*others, idle)})
+    found = compare(tiny_profile, tiny_profile.model_copy(update={"buckets": (changed,)}))
+    assert idle.phase not in {change.what for change in found.changes}
+    assert "total" in {change.what for change in found.changes}
+
+
 def test_profiles_without_a_common_bucket_are_refused(tiny_profile):
     renamed = [b.model_copy(update={"name": f"other_{i}"}) for i, b in enumerate(tiny_profile.buckets)]
     with pytest.raises(InputError, match="no bucket in common: full"):
@@ -88,6 +109,7 @@ def test_limits_are_checked_and_what_cannot_be_checked_fails(tiny_profile):
         ("total_ms: {p50: -3}", r"total_ms.p50: Input should be greater than 0, got '-3'"),
         ("total_ms: [", "is not YAML"),
         ("", "limits nothing"),
+        ("buckets: {full: {stages_ms: {vision: {}}}}", "limits nothing"),
     ],
 )
 def test_a_budget_file_that_makes_no_sense_is_refused(tmp_path, text, message):

@@ -118,9 +118,21 @@ def test_a_machine_that_obeys_the_model_is_found_without_error(tiny_profile):
     assert low == pytest.approx(high) == pytest.approx(2e-4 + 1.0 / 0.4)
 
 
+def test_the_error_is_of_budgets_that_took_no_part(tiny_profile):
+    """One budget on a machine twice as slow: its other buckets may not tell the fit."""
+    steady = made(tiny_profile, 0.0, 0.4)
+    slow = made(tiny_profile, 0.0, 0.2)
+    buckets = [slow.bucket(b.name) if b.budget == "b40" else b for b in steady.buckets]
+    assert sum(bucket.budget == "b40" for bucket in buckets) > 1
+    assert calibrate(steady.model_copy(update={"buckets": tuple(buckets)})).error == pytest.approx(0.5)
+
+
 def test_what_cannot_calibrate_is_refused(tiny_profile):
-    with pytest.raises(InputError, match="a profile of 2 buckets"):
-        calibrate(tiny_profile.model_copy(update={"buckets": tiny_profile.buckets[:2]}))
+    with pytest.raises(InputError, match="a profile of 1 budgets"):
+        calibrate(tiny_profile.model_copy(update={"buckets": tiny_profile.buckets[:1]}))
+    pruned = [bucket for bucket in tiny_profile.buckets if bucket.budget == "b40"]
+    with pytest.raises(InputError, match="a profile of 1 budgets"):
+        calibrate(tiny_profile.model_copy(update={"buckets": tuple(pruned)}))
     with pytest.raises(InputError, match="with ceilings 'copy only' cannot"):
         calibrate(tiny_profile.model_copy(update={"ceiling": Ceiling(bytes_per_s=1e9, source="copy only")}))
 
@@ -144,7 +156,11 @@ def test_the_command_states_sources_and_error(tiny_profile, stored_bundle, tmp_p
         "--model", "qwen3-vl-4b", "--device", "measured", "--profile", profile, "--recipe", stored_bundle.path
     )
     assert measured.exit_code == 0, measured.output
-    assert "error on buckets left out up to" in measured.stdout and "b40_s0" in measured.stdout
+    assert "error on prefill and decoding of budgets left out up to" in measured.stdout
+    assert "the error does not cover it" in measured.stdout and "b40_s0" in measured.stdout
+    assert "(fp32)" in measured.stdout
+    with pytest.raises(InputError, match=r"--precision fp16: .* was measured in fp32"):
+        run("--model", "qwen3-vl-4b", "--device", "cpu", "--profile", profile, "--precision", "fp16")
 
 
 @pytest.mark.parametrize(

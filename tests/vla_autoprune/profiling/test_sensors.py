@@ -8,6 +8,7 @@ import pytest
 
 from vla_autoprune.errors import BackendError
 from vla_autoprune.profiling import sensors
+from vla_autoprune.profiling.document import SensorState
 from vla_autoprune.profiling.sensors import (
     HostClocks,
     Nvml,
@@ -118,7 +119,43 @@ def test_host_clocks_without_any_are_absent(tmp_path):
         HostClocks(tmp_path, tmp_path)
     (tmp_path / "cpu0" / "cpufreq").mkdir(parents=True)
     (tmp_path / "cpu0" / "cpufreq" / "scaling_cur_freq").write_text("2450000\n")
-    assert HostClocks(tmp_path, tmp_path).read().clocks_mhz == {"cpu": 2450}
+    found = HostClocks(tmp_path, tmp_path, tmp_path).read()
+    assert found.clocks_mhz == {"cpu": 2450} and found.throttled is None
+
+
+def test_throttling_that_the_kernel_counts_is_seen_once(tmp_path):
+    cpu, card = tmp_path / "cpu0", tmp_path / "hwmon3"
+    for folder in (cpu / "cpufreq", cpu / "thermal_throttle", card):
+        folder.mkdir(parents=True)
+    (cpu / "cpufreq" / "scaling_cur_freq").write_text("2450000\n")
+    hot = cpu / "thermal_throttle" / "package_throttle_count"
+    hot.write_text("7\n")
+    (card / "oc3_event_cnt").write_text("0\n")
+    sensor = HostClocks(tmp_path, tmp_path, tmp_path)
+    assert sensor.read().throttled == ()
+    hot.write_text("9\n")
+    assert sensor.read().throttled == ("too hot",) and sensor.read().throttled == ()
+    (card / "oc3_event_cnt").write_text("1\n")
+    assert sensor.read().throttled == ("over-current or under-voltage",)
+
+
+def test_a_clock_of_no_number_is_a_fault_and_not_the_end(tmp_path):
+    (tmp_path / "cpu0" / "cpufreq").mkdir(parents=True)
+    (tmp_path / "cpu0" / "cpufreq" / "scaling_cur_freq").write_text("<unknown>\n")
+    with watching([HostClocks(tmp_path, tmp_path, tmp_path)]) as readings:
+        pass
+    assert "<unknown>" in readings.faults[HostClocks.name]
+
+
+def test_only_a_sensor_that_tells_of_throttling_denies_it():
+    state = SensorState(sensor="rail", before={}, after={})
+    assert state.throttling == "does not tell of throttling"
+    assert state.model_copy(update={"throttled": ()}).throttling == "no throttling seen"
+    readings = Readings([Steady()])
+    readings.of["steady"] = [(0.0, Reading()), (1.0, Reading())]
+    assert readings.throttled("steady") is None
+    readings.of["steady"].append((2.0, Reading(throttled=("power cap",))))
+    assert readings.throttled("steady") == ("power cap",)
 
 
 @pytest.fixture

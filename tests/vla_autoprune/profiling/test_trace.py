@@ -34,12 +34,13 @@ def test_a_trace_holds_every_stage_within_its_plan(planner, small_frames, tmp_pa
     stages = [event for event in complete if event is not whole]
     assert {stage["name"] for stage in stages} == set(plan.timings_ms) - {"total", "prefill", "decode"}
     begin, end = whole["ts"], whole["ts"] + whole["dur"]
-    assert all(begin <= s["ts"] and s["ts"] + s["dur"] <= end + 0.01 for s in stages)
+    assert all(begin <= s["ts"] and s["ts"] + s["dur"] <= end for s in stages)
     # One lane is one thread: what lies in it may follow or contain, not overlap.
     ordered = sorted(stages, key=lambda stage: stage["ts"])
-    assert all(a["ts"] + a["dur"] <= b["ts"] + 0.01 for a, b in itertools.pairwise(ordered))
+    assert all(a["ts"] + a["dur"] <= b["ts"] for a, b in itertools.pairwise(ordered))
     assert whole["args"]["bucket"] == "b40_s1"
-    assert {event["args"]["name"] for event in events if event["ph"] == "M"} == {"host"}
+    named = {event["name"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+    assert named == {"process_name": "vla_autoprune", "thread_name": "host"}
 
 
 def test_spans_are_as_long_as_the_stages(planner, small_frames):
@@ -63,7 +64,11 @@ def test_a_devices_steps_are_drawn_in_order_in_their_own_lane(planner, small_fra
     device = [event for event in events if event["ph"] == "X" and event["tid"] == 2]
     names = {event["name"] for event in device}
     assert {"vision", "stage_00", "head", "decode_head"} <= names and not names & {"preprocess", "total"}
-    assert all(a["ts"] + a["dur"] <= b["ts"] + 0.01 for a, b in itertools.pairwise(device))
+    # A viewer drops what overlaps by a nanosecond: they touch, in numbers that no conversion rounds.
+    assert all(a["ts"] + a["dur"] == b["ts"] for a, b in itertools.pairwise(device))
+    assert all((8 * event[key]).is_integer() for event in device for key in ("ts", "dur"))
+    for event in device:
+        assert event["dur"] == pytest.approx(1e3 * plan.timings_ms[event["name"]], abs=0.13)
 
 
 def test_nvtx_ranges_have_the_names_of_the_stages(planner, small_frames, monkeypatch):
