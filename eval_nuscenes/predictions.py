@@ -39,9 +39,15 @@ ANSWER_KEYS = ("waypoints", "trajectory", "planning_traj", "answer", "predict", 
 STILL_M = 0.3
 """A shorter step says nothing about the heading."""
 FAR_M = 5.0
-"""Samples that end this far away tell whether the frame is right."""
-FRAME_CHECKED = 200
+"""Samples that end this far away tell whether a file is read as it was meant."""
+ELSEWHERE_M = 2.0
+"""Two ways to read a plan that end nearer to each other are not told apart."""
+LEAST_CHECKED = 5
+"""Fewer samples tell nothing."""
+SAMPLES_CHECKED = 200
 """Samples, spread over the split, that are looked at for this."""
+LARGEST_HEADING_RAD = 2 * np.pi
+"""A heading beyond this is in degrees: no car turns full circle in 3 s."""
 FARTHEST_M = 1e4
 """A waypoint beyond this is no place a car gets to in 3 s."""
 MOST_VALUES = 10_000_000
@@ -246,36 +252,57 @@ def sample_record(sample: Sample, predictions: Sequence[Predictions]) -> SampleR
     return SampleRecord(token=sample.token, scene=sample.scene, plans=plans)
 
 
-def check_frame(predictions: Predictions, samples: Iterable[Sample]) -> None:
-    """Refuse plans that fit the truth far better in the other frame.
+def check_reading(predictions: Predictions, samples: Iterable[Sample]) -> None:
+    """Refuse plans that fit the truth far better when they are read in another way.
+
+    Args:
+        predictions: of one file.
+        samples: with a plan; those that end less than 5 m away do not tell.
 
     Raises:
-        InputError: over the samples that end 5 m or more away, the median error at 3 s is less than a quarter
-            in the other frame.
+        InputError: in the other frame, with left and right exchanged, as steps that have to be added up or
+            as centimetres, the median error is less than a quarter, over at least five samples that end 2 m
+            or more elsewhere that way.
     """
     other: PlanFrame = "lidar" if predictions.frame == "ego" else "ego"
-    errors: dict[PlanFrame, list[float]] = {predictions.frame: [], other: []}
+    errors: dict[str, list[tuple[float, float]]] = {}
     for sample in samples:
         truth = sample.truth.waypoints
         if not sample.truth.complete or float(np.hypot(*truth[-1])) < FAR_M:
             continue
-        for frame, found in errors.items():
-            plan = predictions.waypoints[sample.token][:, :2]
-            end = sample.lidar_waypoints(_in_ego(plan, frame, sample))[-1]
-            found.append(float(np.hypot(*(end - truth[-1]))))
-    if not errors[other]:
-        return
-    here, there = (float(np.median(errors[frame])) for frame in (predictions.frame, other))
-    if there < here / 4:
-        raise InputError(
-            f"{predictions.path}: in frame {predictions.frame} its plans are {here:.1f} m off after 3 s "
-            f"(median), in frame {other} they would be {there:.1f} m off; the frame is wrong: use --frame "
-            f"{other}, or correct the file"
-        )
+        plan = predictions.waypoints[sample.token][:, :2]
+        here = sample.lidar_waypoints(_in_ego(plan, predictions.frame, sample))
+        ways = {
+            f"in frame {other}": sample.lidar_waypoints(_in_ego(plan, other, sample)),
+            "with left and right exchanged": here * np.array([-1, 1], dtype=np.float32),
+            "as steps to add up": sample.lidar_waypoints(
+                _in_ego(plan.cumsum(axis=0), predictions.frame, sample)
+            ),
+            "as centimetres": sample.lidar_waypoints(_in_ego(plan / 100, predictions.frame, sample)),
+        }
+        for way, there in ways.items():
+            if np.hypot(*(there - here)[-1]) >= ELSEWHERE_M:
+                told = (there != here).any(axis=0)  # only left and right where these are exchanged
+                off = np.linalg.norm((np.stack([here, there]) - truth)[..., told], axis=-1).mean(axis=-1)
+                errors.setdefault(way, []).append((float(off[0]), float(off[1])))
+    way_out = {
+        f"in frame {other}": f"the frame is wrong: use --frame {other}, or correct the file",
+        "with left and right exchanged": "the ego frame has y to the left, the LiDAR frame x to the right",
+        "as steps to add up": "waypoints are positions relative to the keyframe",
+        "as centimetres": "waypoints are metres",
+    }
+    for way, found in errors.items():
+        as_given, that_way = np.median(found, axis=0)
+        if len(found) >= LEAST_CHECKED and that_way < as_given / 4:
+            raise InputError(
+                f"{predictions.path}: read in frame {predictions.frame} its plans are {as_given:.1f} m off "
+                f"(median of {len(found)} samples), read {way} they would be {that_way:.1f} m off; "
+                f"{way_out[way]}"
+            )
 
 
-def check_frames(predictions: Sequence[Predictions], split: NuScenesSplit, places: Sequence[int]) -> None:
-    """Refuse files in a wrong frame, by some of the samples that all have a plan for.
+def check_readings(predictions: Sequence[Predictions], split: NuScenesSplit, places: Sequence[int]) -> None:
+    """Refuse files that are read in a wrong way, by some of the samples that all have a plan for.
 
     Args:
         predictions: the files.
@@ -283,11 +310,11 @@ def check_frames(predictions: Sequence[Predictions], split: NuScenesSplit, place
         places: of these samples in the split.
 
     Raises:
-        InputError: see `check_frame`.
+        InputError: see `check_reading`.
     """
-    looked_at = places[:: max(1, len(places) // FRAME_CHECKED)]
+    looked_at = places[:: max(1, len(places) // SAMPLES_CHECKED)]
     for each in predictions:
-        check_frame(each, (split[index] for index in looked_at))
+        check_reading(each, (split[index] for index in looked_at))
 
 
 def headings_along(path: FloatArray) -> FloatArray:
@@ -360,6 +387,9 @@ def _checked(plan: Any, frame: PlanFrame) -> tuple[FloatArray, str]:
     if farthest.max() > FARTHEST_M:
         step = int(farthest.argmax())
         return nothing, f"is {farthest[step]:g} m away at step {step}, allowed: {FARTHEST_M:g} m"
+    turned = np.abs(waypoints[:, 2:]).max(initial=0.0)
+    if turned > LARGEST_HEADING_RAD:
+        return nothing, f"has a heading of {turned:g}, allowed: {LARGEST_HEADING_RAD:.2f} radians"
     return waypoints, ""
 
 

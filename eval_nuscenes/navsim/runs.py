@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Result = OneStageResult | TwoStageResult
 
@@ -34,7 +35,6 @@ SHORT_NAMES = {
     "comfort": "C",
     "history_comfort": "HC",
     "two_frame_extended_comfort": "EC",
-    "score": "score",
 }
 """As the field abbreviates them."""
 
@@ -144,12 +144,22 @@ def picture(
         title: of the picture.
         worst: scenes with the plan and its score, worst first.
     """
-    from matplotlib.figure import Figure
+    import matplotlib
 
     from eval_nuscenes import pictures
 
+    matplotlib.use("Agg")
+    with matplotlib.rc_context(pictures.STYLE):
+        return pictures.png(_figure(result, metric, title, worst))
+
+
+def _figure(
+    result: Result, metric: Metric, title: str, worst: Sequence[tuple[Scene, PlannedPath, FrameScore]]
+) -> Figure:
+    from matplotlib.figure import Figure
+
     columns = max(4, len(worst))
-    figure = Figure(figsize=(2.9 * columns, 8.2 if worst else 3.6), layout="constrained")
+    figure = Figure(figsize=(2.9 * columns, 7.4 if worst else 3.6), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     rows: Any = figure.add_gridspec(2 if worst else 1, columns, height_ratios=(1, 1.5) if worst else None)
     half = columns // 2
@@ -159,8 +169,8 @@ def picture(
         axes = figure.add_subplot(rows[1, column])
         _draw_scene(axes, scene, plan, frame)
         if column == 0:
-            axes.legend(fontsize=7, loc="lower left", framealpha=0.8)
-    return pictures.png(figure)
+            axes.legend(fontsize=7, loc="lower left", frameon=True, framealpha=0.8)
+    return figure
 
 
 def _draw_means(axes: Axes, result: Result, metric: Metric) -> None:
@@ -175,11 +185,12 @@ def _draw_means(axes: Axes, result: Result, metric: Metric) -> None:
         values = [100 * row.get(name, np.nan) for name in names]
         bars = axes.barh(places, values, height=0.9 * height, color=colours[number], label=stage)
         axes.bar_label(bars, [f"{v:.1f}" if np.isfinite(v) else "" for v in values], fontsize=7, padding=2)
-    axes.set_yticks(range(len(names)), [SHORT_NAMES[name] for name in names])
+    axes.set_yticks(
+        range(len(names)), [metric.name if name == "score" else SHORT_NAMES[name] for name in names]
+    )
     axes.invert_yaxis()
     axes.set_xlim(0, 112)
     axes.set_xlabel("mean over frames, %")
-    axes.spines[["top", "right"]].set_visible(False)
     if len(rows) > 1:
         axes.legend(fontsize=7, loc="lower left")
 
@@ -191,7 +202,6 @@ def _draw_spread(axes: Axes, scores: Sequence[float], metric: Metric) -> None:
     axes.set_xlabel(f"{metric.name} of a frame, %")
     axes.set_ylabel("frames")
     axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_scene(axes: Axes, scene: Scene, plan: PlannedPath, frame: FrameScore) -> None:
@@ -221,7 +231,6 @@ def _draw_scene(axes: Axes, scene: Scene, plan: PlannedPath, frame: FrameScore) 
     reach = max(15.0, float(np.abs(plan.poses_in_ego[:, :2]).max()) + 6)
     axes.set_xlim(-0.6 * reach, 0.6 * reach)
     axes.set_ylim(-0.25 * reach, reach)
-    axes.spines[["top", "right"]].set_visible(False)
     broken = [
         SHORT_NAMES[name] for name, value in frame.sub_scores.items() if value < 1 and name != "ego_progress"
     ]

@@ -6,7 +6,7 @@ Names of sub-scores are the columns of the devkit's result tables.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -93,6 +93,11 @@ EPDMS = Metric(
     weights={EP: 5.0, TTC: 5.0, LK: 2.0, HC: 2.0, EC: 2.0},
     summary="NAVSIM v2.2: NC x DAC x DDC x TLC x (5 EP + 5 TTC + 2 LK + 2 HC + 2 EC) / 16, "
     "after the human filter; a frame without a neighbour has no EC and divides by 14.",
+)
+EPDMS_UNFILTERED = replace(
+    EPDMS,
+    name="EPDMS-unfiltered",
+    summary=EPDMS.summary.replace("after the human filter", "without the official one's human filter"),
 )
 METRICS: dict[Devkit, Metric] = {"v1": PDMS, "v2": EPDMS}
 
@@ -214,7 +219,7 @@ def score_plan(scene: Scene, path: PlannedPath, human_filter: bool = True) -> Fr
         InputError: the plan is empty, not finite or has no positive interval.
     """
     check_path(path, scene.token)
-    metric = METRICS[scene.devkit]
+    metric = METRICS[scene.devkit] if human_filter or scene.devkit == "v1" else EPDMS_UNFILTERED
     paths = [simulation.plan_poses(path, scene.ego, scene.horizon)]
     paths.append(
         simulation.stamped_poses(scene.reference[:, 0], scene.reference[:, 1:], scene.ego, scene.horizon)

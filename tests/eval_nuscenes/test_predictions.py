@@ -13,7 +13,7 @@ import pytest
 
 from eval_nuscenes import predictions
 from eval_nuscenes.predictions import (
-    check_frame,
+    check_reading,
     covered,
     headings_along,
     prediction_variants,
@@ -97,6 +97,7 @@ def plan(token: str = "t1", waypoints: Any = AHEAD, **more: Any) -> dict:
         ({"t1": [AHEAD, AHEAD]}, r"t1 has shape \[2, 6, 2\]"),
         ({f"t{number}": AHEAD[:3] for number in range(14)}, "14 faults: t0 .* and 4 more"),
         ({"t1": [*AHEAD[:5], [1e300, 0.0]]}, r"t1 is 1e\+300 m away at step 5, allowed: 10000 m"),
+        ({"t1": [[2.0, 0.0, 5.0]] * 5 + [[2.0, 0.0, -12.0]]}, "t1 has a heading of 12, allowed: 6.28 rad"),
         ({"t1": [[10**400, 0]] * 6}, "t1 is no list of waypoints"),
         ("[" * 100_000, "is neither JSON nor JSON lines"),
         (json.dumps(own([plan()])).replace('"token"', '"token": "t", "token"'), "1 fault: token is there"),
@@ -191,7 +192,7 @@ def test_the_truth_scores_zero_in_either_frame(
         for sample in drive.samples
     }
     found = read_predictions(write(tmp_path / "truth.json", truth), frame)
-    check_frame(found, drive.samples)
+    check_reading(found, drive.samples)
     for sample in drive.samples:
         if not sample.truth.complete:
             continue
@@ -212,9 +213,40 @@ def test_the_wrong_frame_is_noticed(
             for sample in drive.samples
         },
     )
-    check_frame(read_predictions(path, frame), drive.samples)
+    check_reading(read_predictions(path, frame), drive.samples)
     with pytest.raises(InputError, match=f"the frame is wrong: use --frame {frame}"):
-        check_frame(read_predictions(path, other), drive.samples)
+        check_reading(read_predictions(path, other), drive.samples)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        (lambda path: path * [1, -1], "read with left and right exchanged .*the ego frame has y to the left"),
+        (lambda path: np.diff(path, axis=0, prepend=[[0, 0]]), "read as steps to add up .* are positions"),
+        (lambda path: 100 * path, "read as centimetres .*waypoints are metres"),
+    ],
+    ids=["y to the right", "steps", "centimetres"],
+)
+def test_other_conventions_are_noticed(
+    written: Callable, told: str, make_drive: Callable, tmp_path: Path
+) -> None:
+    drive = make_drive(scenes=14, keyframes=8)
+    shaky = np.random.default_rng(0)
+    plans = {
+        sample.token: written(sample.future_in_ego[:, :2] + 0.1 * shaky.normal(size=(6, 2))).tolist()
+        for sample in drive.samples
+    }
+    with pytest.raises(InputError, match=told):
+        check_reading(read_predictions(write(tmp_path / "plans.json", plans), "ego"), drive.samples)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 1.5])
+def test_a_bad_planner_is_not_taken_for_another_convention(
+    share: float, make_drive: Callable, tmp_path: Path
+) -> None:
+    drive = make_drive(scenes=14, keyframes=8)
+    plans = {sample.token: (share * sample.future_in_ego[:, :2]).tolist() for sample in drive.samples}
+    check_reading(read_predictions(write(tmp_path / "slow.json", plans), "ego"), drive.samples)
 
 
 def test_headings_follow_the_path_and_hold_where_it_stands() -> None:

@@ -390,7 +390,7 @@ def _score_files(
             escape(f"{each.path}: {len(each.waypoints)} plans, {each.read_as}, frame {each.frame}")
         )
     places = [index for index, token in enumerate(samples.tokens) if token in there]
-    predictions.check_frames(read, samples, places)
+    predictions.check_readings(read, samples, places)
     records = [
         predictions.sample_record(samples[index], read)
         for index in _progress(places, "take over plans", len(places))

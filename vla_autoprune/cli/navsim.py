@@ -78,6 +78,7 @@ def score(
     Two stages: vla-autoprune navsim score metric_cache submission.pkl --stages navhard_two_stage.yaml
     """
     from eval_nuscenes.navsim import aggregation, runs, scene_files
+    from eval_nuscenes.navsim.scoring import EC
 
     require_directory("--out", out)
     found = scene_files.find_scenes(scenes)
@@ -101,7 +102,7 @@ def score(
     if groups is not None:
         aggregation.check_stages(groups, {frame.token for frame in scores})
     metric = scores[0].metric
-    if groups is not None and metric.name != "EPDMS":
+    if groups is not None and metric.devkit != "v2":
         raise InputError("--stages needs scenes of devkit 2.2 (EPDMS); these are of 1.1 (PDMS)")
     result: Result = (
         aggregation.one_stage(scores) if groups is None else aggregation.two_stage(scores, groups)
@@ -111,6 +112,13 @@ def score(
         coverage += f", {len(unreadable)} unreadable"
     if len(planned) > len(tokens):
         coverage += f", {len(planned) - len(tokens)} plans without a scene left out"
+    if other := sum(not scene_files.covers_horizon(planned[frame.token]) for frame in scores):
+        coverage += f", {other} with plans of another length than 4 s"
+    if groups is not None:
+        coverage += "; two stages, replayed traffic: not navhard's figure"
+    elif metric.devkit == "v2":
+        paired = sum(EC in frame.sub_scores for frame in result.frames)
+        coverage += f", {paired} with extended comfort"
     conditions = {
         "command": shlex.join(["vla-autoprune", *sys.argv[1:]]),
         "version": __version__,
@@ -119,7 +127,9 @@ def score(
         "scored": len(scores),
         "of_scenes": len(found),
         "unreadable": unreadable,
-        "human_filter": human_filter and metric.name == "EPDMS",
+        "human_filter": human_filter and metric.devkit == "v2",
+        "stages": None if stages is None else str(stages),
+        "any_horizon": any_horizon,
         "traffic": "replayed from the log",
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -219,8 +229,8 @@ def nuscenes(
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
     from eval_nuscenes.predictions import (
         CONSTANT_VELOCITY,
-        check_frames,
         check_names,
+        check_readings,
         covered,
         read_predictions,
         sample_record,
@@ -232,7 +242,7 @@ def nuscenes(
     files = [read_predictions(path, None if frame is None else frame.value) for path in predictions or ()]
     check_names(files, (CONSTANT_VELOCITY, LOGGED_DRIVE))
     tokens = set(covered(files, samples.tokens, allow_missing))
-    check_frames(files, samples, [place for place, token in enumerate(samples.tokens) if token in tokens])
+    check_readings(files, samples, [place for place, token in enumerate(samples.tokens) if token in tokens])
     scores: dict[str, list[FrameScore]] = {}
     drawn, cut_off, off_lane = {}, 0, 0
     for sample in _progress(samples, "score", len(samples)):

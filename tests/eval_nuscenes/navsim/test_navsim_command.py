@@ -46,6 +46,7 @@ def test_a_submission_on_caches_and_on_converted_scenes(
     status, printed = run("score", cache, submission, "--out", tmp_path / "direct", "--worst", 2)
     assert status == 0, printed
     assert f"{metric}: 3 of 3 scenes scored" in printed
+    assert ("0 with extended comfort" in printed) == (metric == "EPDMS")
     results = json.loads((tmp_path / "direct" / "results.json").read_text())
     assert results["metric"] == metric
     assert (tmp_path / "direct" / "scores.png").read_bytes().startswith(b"\x89PNG")
@@ -66,6 +67,26 @@ def test_a_submission_on_caches_and_on_converted_scenes(
     assert status == 0, printed
     again = json.loads((tmp_path / "again" / "results.json").read_text())
     assert again["means"]["all frames"] == pytest.approx(results["means"]["all frames"], abs=1e-12)
+
+
+def test_a_figure_that_is_not_the_official_one_is_named_apart(
+    golden: Any, run: Run, tmp_path: Path, caches: Path
+) -> None:
+    cache, submission = caches / "v2" / "metric_cache", caches / "v2" / "submission.pkl"
+    where = ("--out", tmp_path / "out", "--worst", 0)
+    printed = run("score", cache, submission, "--no-human-filter", *where)[1]
+    assert "EPDMS-unfiltered: 3 of 3 scenes scored" in printed
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["metric"] == "EPDMS-unfiltered" and "without the official" in results["definition"]
+
+    write_scene(tmp_path, golden.scene("cones", "v2"))
+    plans = tmp_path / "plans.json"
+    short = [[5.0 * step, 0.0, 0.0] for step in range(1, 7)]
+    plans.write_text(json.dumps({"frame": "ego", "interval_s": 0.5, "plans": {"cones": short}}))
+    status, printed = run("score", tmp_path, plans, *where)
+    assert status == 2 and "plan of cones covers 3 s" in printed
+    printed = run("score", tmp_path, plans, "--any-horizon", *where)[1]
+    assert "EPDMS: 1 of 1 scenes scored, 1 with plans of another length than 4 s" in printed
 
 
 def test_missing_plans_are_refused_or_counted(golden: Any, run: Run, tmp_path: Path) -> None:
@@ -106,6 +127,7 @@ def test_two_stages(golden: Any, run: Run, tmp_path: Path) -> None:
     status, printed = run("score", scenes, plans, "--stages", stages, "--out", tmp_path / "out", "--worst", 0)
     assert status == 0, printed
     assert "do not compare with that leaderboard" in printed
+    assert "EPDMS: 2 of 2 scenes scored; two stages, replayed traffic: not navhard's figure" in printed
     means = json.loads((tmp_path / "out" / "results.json").read_text())["means"]
     assert list(means) == ["stage one", "stage two", "combined"]
     assert means["stage one"]["two_frame_extended_comfort"] == 1
