@@ -57,13 +57,17 @@ def bundle(stored_bundle, tmp_path):
 def make_double(doubles, api_walk, monkeypatch):
     """Installs doubles of TensorRT and CUDA for a bundle, of any described version."""
 
+    devices = []
+
     def make(bundle, tensorrt="tensorrt-10.3.0", cuda="cuda-12.6.2.post1", **gpu):
-        device = doubles.Gpu(descriptions("cuda")[cuda], api_walk.mismatch, **gpu)
-        double = doubles.TensorRt(descriptions("tensorrt")[tensorrt], api_walk.mismatch, device, bundle)
+        devices.append(doubles.Gpu(descriptions("cuda")[cuda], api_walk.mismatch, **gpu))
+        double = doubles.TensorRt(descriptions("tensorrt")[tensorrt], api_walk.mismatch, devices[-1], bundle)
         double.install(monkeypatch)
         return double
 
-    return make
+    yield make
+    for device in devices:
+        device.check_freed()
 
 
 @pytest.fixture

@@ -29,6 +29,10 @@ class Refused(AssertionError):
     """A call that the real bindings would refuse."""
 
 
+FREED = 0xDD
+"""What fills memory that was given back."""
+
+
 def generate(name: str, description: dict, mismatch: Callable, behaviours: dict[str, Callable], calls: Calls):
     """A module with a description's classes, functions and constants.
 
@@ -126,6 +130,7 @@ class Gpu:
         self.memory = memory
         self.blocks: dict[int, Any] = {}
         self.pinned: dict[int, Any] = {}
+        self.freed: list[Any] = []
         self.queue: list[Callable[[], None]] = []
         self.capture: list[Callable[[], None]] | None = None
         self.launches = 0
@@ -142,9 +147,9 @@ class Gpu:
                 "cudaStreamCreateWithFlags": lambda flags: ok(77),
                 "cudaMemGetInfo": lambda: ok(self.memory - self.used, self.memory),
                 "cudaMalloc": self._malloc,
-                "cudaFree": lambda address: (self.blocks.pop(address), ok())[1],
+                "cudaFree": lambda address: self._free(self.blocks, address),
                 "cudaHostAlloc": lambda size, flags: ok(self._place(self.pinned, size)),
-                "cudaFreeHost": lambda address: (self.pinned.pop(address), ok())[1],
+                "cudaFreeHost": lambda address: self._free(self.pinned, address),
                 "cudaMemsetAsync": self._memset,
                 "cudaMemcpy2DAsync": self._copy,
                 "cudaStreamSynchronize": lambda stream: (self.drain(), ok())[1],
@@ -202,6 +207,17 @@ class Gpu:
         ctypes.memset(address, 0xFF, size)
         place[address] = inner
         return address
+
+    def _free(self, place: dict[int, Any], address: int) -> tuple:
+        # Kept, as whoever writes there would otherwise bring the tests' own process down.
+        block = place.pop(address)
+        ctypes.memset(address, FREED, len(block))
+        self.freed.append(block)
+        return self.ok()
+
+    def check_freed(self) -> None:
+        """Nobody wrote to memory that was given back."""
+        assert all((np.frombuffer(block, np.uint8) == FREED).all() for block in self.freed)
 
     def _malloc(self, size: int) -> tuple:
         if self.used + size > self.memory:
