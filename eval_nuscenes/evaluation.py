@@ -194,7 +194,10 @@ def code_hash() -> str:
     library, here = Path(vla_autoprune.__file__).parent, Path(__file__).parent
     files = ("runtime", "bundle.py", "contract.py", "frame.py", "images.py", "recipe.py")
     planning = [library / name for name in files]
-    words = [library / "models" / f"{name}.py" for name in ("actions", "preprocess", "prompt")]
+    words = [
+        library / "models" / f"{name}.py"
+        for name in ("actions", "answers", "preprocess", "prompt", "prompt_template", "tokenizer")
+    ]
     reading = [here / name for name in ("evaluation.py", "nuscenes_reader.py", "driving_command.py")]
     policies = library / "pruning" / "policies.py"
     return source_hash([*planning, *words, policies, Path(engines.__file__).parent, *reading])

@@ -36,7 +36,9 @@ def headlines(summary: EvaluationSummary) -> list[str]:
         if variant.name == summary.reference or variant.kind in REFERENCES:
             continue
         above = _difference(variant.planning[protocol].l2_above_reference_m, summary.reference)
-        said.append(f"{variant.name}: {protocol} L2 {above}{_saved(variant, reference)}.")
+        said.append(f"{variant.name}: {protocol} L2 {above}{_saved(variant, reference)}{_failed(variant)}.")
+    if reference.failed_plans:
+        said.append(f"{_called(reference)} did not always answer{_failed(reference)}.")
     compared = [each for each in summary.comparisons if each.protocol == protocol]
     said += [comparison_sentence(each) for each in compared]
     if not compared and len({row.kind for row in summary.variants if row.kind in PRUNED}) > 1:
@@ -119,6 +121,12 @@ def _difference(above: Interval | None, reference: str) -> str:
     if above.verdict == "no difference shown":
         return f"{interval}, no difference from {name} can be shown"
     return f"{interval} {'better' if above.verdict == 'lower' else 'worse'} than {name}"
+
+
+def _failed(variant: VariantSummary) -> str:
+    """Nothing where every answer was a plan."""
+    count = variant.failed_plans
+    return f"; {count} of its plans failed and count as standing still" if count else ""
 
 
 def _saved(variant: VariantSummary, reference: VariantSummary) -> str:

@@ -35,7 +35,7 @@ from vla_autoprune.cli.options import (
     require_directory,
     told_when_interrupted,
 )
-from vla_autoprune.errors import InputError
+from vla_autoprune.errors import InputError, PlanError
 from vla_autoprune.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ Item = TypeVar("Item")
 PROTOCOLS = "standard,uniad,stp3,vad"
 POLICIES = "autoprune,random"
 REPLICAS = 2
+HOPELESS = 10
+"""Samples without a plan, from the first on, after which the user is told."""
 
 
 class EgoStateName(str, Enum):
@@ -360,12 +362,29 @@ def _plan_bundle(
             log = evaluation.PlanLog(out, key)
             _finish(cluster.plan(samples, log), samples, log, console)
     records = [log.records[token] for token in samples.tokens]
+    _require_a_plan(records, run.variants[0].name, log.path)
     return _Planned(records, run.variants, key, f"bundle {run.run.bundle}")
+
+
+def _require_a_plan(records: Sequence[SampleRecord], variant: str, path: Path) -> None:
+    """Refuse to score a model whose every answer failed: standing still would pass for its plans.
+
+    Raises:
+        PlanError: with the first of the failures.
+    """
+    failures = [error for each in records if (error := each.plans[variant].error) is not None]
+    if len(failures) == len(records):
+        raise PlanError(
+            f"{variant} has no plan on any of {len(records)} samples, so there is nothing to score; the "
+            f"first because {failures[0]}. {path} has the others; does export's --decoder fit the model?"
+        )
 
 
 def _finish(
     planning: Iterable[SampleRecord], samples: NuScenesSplit, log: PlanLog, console: Console
 ) -> None:
+    """Plan what is left. A model that answers with no plan is told soon, not after hours."""
+    unpruned, failed = log.key.variants[0], 0
     left = [token for token in samples.tokens if token not in log.records]
     if len(left) < len(samples):
         console.print(f"{len(samples) - len(left)} of {len(samples)} samples are done already")
@@ -375,8 +394,14 @@ def _finish(
         return f"{done} of {len(samples)} samples are kept; the same command goes on"
 
     with told_when_interrupted(kept):
-        for _ in _progress(planning, f"plan, {len(log.key.variants)} variants", len(left)):
-            pass
+        what = f"plan, {len(log.key.variants)} variants"
+        for done, record in enumerate(_progress(planning, what, len(left)), start=1):
+            error = record.plans[unpruned].error
+            failed += error is not None
+            if failed == done == HOPELESS:
+                console.print(
+                    f"{unpruned} has no plan on the first {done} samples: {error}", style="red", markup=False
+                )
 
 
 def _score_files(

@@ -21,7 +21,7 @@ from vla_autoprune.cli.options import (
     require_directory,
     told_when_interrupted,
 )
-from vla_autoprune.errors import BundleError, InputError
+from vla_autoprune.errors import BundleError, InputError, RecipeError
 from vla_autoprune.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -155,7 +155,13 @@ def _recipe(file: Path | None, opened: Opened, adapter: StageModel) -> PruningRe
         file = opened.folder / "recipe.json"
     shape, vla = adapter.shape(opened.name), opened.vla
     if file is None:
-        return build_recipe(shape, vla.prompt.layout, decode_length=vla.codec.length)
+        try:
+            return build_recipe(shape, vla.prompt.layout, decode_length=vla.codec.length)
+        except RecipeError as error:
+            raise InputError(
+                f"the default budgets do not fit this model: {error}; choose others with vla-autoprune "
+                "calibrate --budgets, and give its recipe with --recipe"
+            ) from error
     recipe = read_recipe(file)
     recipe.require_model(shape.weights_sha256, str(opened.folder))
     recipe.require_layout(vla.prompt.layout)

@@ -26,7 +26,6 @@ from vla_autoprune.cli.options import (
 from vla_autoprune.errors import InputError
 from vla_autoprune.files import write_whole
 from vla_autoprune.frame import Command, EgoState, Frame, Plan
-from vla_autoprune.models.prompt import heard_ego
 from vla_autoprune.models.tokenizer import ACCELERATION_MPS2, SPEED_MPS, YAW_RATE_RPS
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -70,9 +69,10 @@ def predict(
 ) -> None:
     """Plan one frame of image files; write waypoints.json and picture.png.
 
-    A model knows words for speeds, accelerations and yaw rates in the ranges
+    Our models know words for speeds, accelerations and yaw rates in the ranges
     below. A value beyond is clipped to the nearest word; a note says so, and
-    waypoints.json has what was asked and what was used.
+    waypoints.json has what was asked and what was used. A checkpoint with a
+    prompt template is told the numbers as they are.
 
     Example: vla-autoprune predict out/bundle --images keyframe --speed 6 --command left --budget 0.4
     """
@@ -99,9 +99,10 @@ def predict(
 
     out.mkdir(parents=True, exist_ok=True)
     picture = plan_picture(frame, plan, loaded.recipe.layout)
+    document = _document(plan, frame, planner.prompt.heard(frame.ego), loaded.manifest.bundle_id)
     write_whole(
         out / "waypoints.json",
-        (json.dumps(_document(plan, frame, loaded.manifest.bundle_id), indent=1) + "\n").encode(),
+        (json.dumps(document, indent=1) + "\n").encode(),
     )
     write_whole(out / "picture.png", picture)
     _print(plan, loaded.kv_mib(loaded.recipe.bucket(FULL)), out)
@@ -142,7 +143,7 @@ def read_images(folder: Path, cameras: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _document(plan: Plan, frame: Frame, bundle_id: str) -> dict[str, Any]:
+def _document(plan: Plan, frame: Frame, heard: EgoState, bundle_id: str) -> dict[str, Any]:
     return {
         "waypoints": [
             {
@@ -155,7 +156,7 @@ def _document(plan: Plan, frame: Frame, bundle_id: str) -> dict[str, Any]:
         ],
         "frame": "ego: x forward, y left, rear axle, at the time of the images",
         "ego_asked": dataclasses.asdict(frame.ego),
-        "ego_used": dataclasses.asdict(heard_ego(frame.ego)),
+        "ego_used": dataclasses.asdict(heard),
         "command": frame.command.value,
         "answer": plan.text,
         "bucket": plan.bucket,

@@ -47,6 +47,9 @@ class Prompt(Protocol):
     def build(self, ego: EgoState, command: Command) -> NDArray[np.int64]:
         """Token ids without padding, at most as many as the layout has."""
 
+    def heard(self, ego: EgoState) -> EgoState:
+        """What the prompt says of an ego state."""
+
     def notes(self, ego: EgoState) -> tuple[str, ...]:
         """What the prompt could not say of an ego state."""
 
@@ -124,6 +127,10 @@ class PromptBuilder:
     def suffix(self, ego: EgoState, command: Command) -> NDArray[np.int64]:
         """[SUFFIX_LENGTH] token ids after the last image."""
         return np.array([self.token_of(word) for word in ego_words(ego, command)], dtype=np.int64)
+
+    def heard(self, ego: EgoState) -> EgoState:
+        """`heard_ego`."""
+        return heard_ego(ego)
 
     def notes(self, ego: EgoState) -> tuple[str, ...]:
         """`clipping_notes`."""

@@ -176,6 +176,10 @@ class TemplatePrompt:
             )
         return np.concatenate([self._prefix, after])
 
+    def heard(self, ego: EgoState) -> EgoState:
+        """The ego state as it is, printed as the template says."""
+        return ego
+
     def notes(self, ego: EgoState) -> tuple[str, ...]:
         """What the prompt could not say of the ego state: nothing, numbers are printed."""
         return ()
