@@ -403,7 +403,7 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.booleans(), st.floats(0.0, 15.0), st.lists(steps, min_size=1, max_size=25))
 def test_whatever_comes_in_what_goes_out_keeps_the_limits_or_is_a_stop(odometry, speed, events) -> None:
     guard = Guard(replace(SETTINGS, require_odometry=odometry, plans_to_recover=1))

@@ -187,7 +187,7 @@ def test_an_interval_may_be_empty() -> None:
     assert [bucket_for(recipe, 0.4, c).slope for c in (0.4, 0.5, 0.6)] == [0.0, 0.4, 0.4]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     budget=st.floats(0.14, 0.98),
     slopes=st.lists(st.floats(0.0, 2.0), min_size=1, max_size=4, unique=True),

@@ -37,7 +37,7 @@ def test_the_epsilon_makes_the_published_measure_one_of_prompt_length(
     assert calibrated_information(drawn).mean() * PUBLISHED_HEADS == pytest.approx(exact, abs=0.15)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     heads=st.integers(1, 4),
     rows=st.integers(1, 12),

@@ -57,7 +57,7 @@ def problems(draw: st.DrawFn) -> tuple[int, int, tuple[int, ...], float, float, 
     return visual, layers, points, min(budget, 0.9999), draw(slopes), least
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(problems())
 def test_stage_counts_never_grow_and_meet_the_budget(
     problem: tuple[int, int, tuple[int, ...], float, float, int],
@@ -76,7 +76,7 @@ def test_stage_counts_never_grow_and_meet_the_budget(
     assert miss <= max(lengths[1:]) / 2 + 0.5 + 1e-6
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(problems())
 def test_a_steeper_slope_never_leaves_more_tokens_to_the_last_stage(
     problem: tuple[int, int, tuple[int, ...], float, float, int],
@@ -142,7 +142,7 @@ def test_recovered_counts_add_up(into: int, data: st.DataObject) -> None:
     assert 2 * kept >= out
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     visual=st.integers(1, 3000),
     layers=st.integers(2, 40),

@@ -58,7 +58,7 @@ def test_scores_that_are_not_finite_are_named() -> None:
         select_top(np.array([0.0, np.nan, 1.0]), 1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(count=st.integers(1, 30), seed=st.integers(0, 500), data=st.data())
 def test_groups_cover_every_token_and_average_it(count: int, seed: int, data: st.DataObject) -> None:
     groups = data.draw(st.integers(1, count))
