@@ -11,6 +11,7 @@ import numpy as np
 from eval_nuscenes import pictures
 from eval_nuscenes.bootstrap import Interval
 from eval_nuscenes.evaluation import PRUNED, pruned_example
+from eval_nuscenes.metrics import protocol_named
 from eval_nuscenes.pictures import BLANKED, NEUTRAL, PLAN, RANDOM, TRUTH
 from eval_nuscenes.summary import STEPS_OF_A_PLAN, EvaluationSummary, ScenarioFigures, VariantSummary
 from vla_autoprune.frame import FloatArray
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 STEP_COLOURS = {"vision": "#56b4e9", "prefill": "#e6a700", "decode": "#a98bd0", "rest": "#a4abb3"}
 REFERENCES = ("blanked", "constant_velocity")
+MOST_BESIDE = 4
+"""Protocols in a row of panels; more would be too small to read."""
 LEGEND_ENTRY_IN = 1.7
 """Width of a legend's entry, in inches, with a name of usual length."""
 MOST_COMPARED = 6
@@ -58,21 +61,25 @@ def latency_plot(summary: EvaluationSummary) -> str:
     from matplotlib.figure import Figure
 
     protocols = summary.protocols
-    figure = Figure(figsize=(3.9 * len(protocols), 6.4), layout="constrained")
-    grid: Any = figure.subplots(2, len(protocols), sharex=True, squeeze=False)
-    for column, protocol in enumerate(protocols):
-        for row, (field, factor, label) in enumerate(
-            (("l2_m", 1.0, "L2, m"), ("collision", 100.0, "collision, %"))
-        ):
-            axes = grid[row, column]
-            _latency_panel(axes, summary, protocol, field, factor)
-            axes.set_ylabel(label if column == 0 else "")
-            if row == 0:
-                axes.set_title(protocol, loc="left")
-            else:
-                axes.set_xlabel("total latency, ms (p50)")
+    blocks = math.ceil(len(protocols) / MOST_BESIDE)
+    beside = math.ceil(len(protocols) / blocks)
+    figure = Figure(figsize=(3.9 * beside, 0.4 + 6.0 * blocks), layout="constrained")
+    grid: Any = figure.subplots(2 * blocks, beside, squeeze=False)
+    for number, protocol in enumerate(protocols):
+        block, column = divmod(number, beside)
+        above, below = grid[2 * block : 2 * block + 2, column]
+        below.sharex(above)
+        _latency_panel(above, summary, protocol, "l2_m", 1.0)
+        _latency_panel(below, summary, protocol, "collision", 100.0)
+        above.set_title(f"{protocol}: {protocol_named(protocol).reports}", loc="left", fontsize=9)
+        below.set_xlabel("total latency, ms (p50)")
+        if column == 0:
+            above.set_ylabel("L2, m")
+            below.set_ylabel("collision, %")
+    for axes in grid[2 * blocks - 2 :, len(protocols) - beside * (blocks - 1) :].ravel():
+        axes.set_axis_off()
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    columns = max(2, int(3.9 * len(protocols) / LEGEND_ENTRY_IN))
+    columns = max(2, int(3.9 * beside / LEGEND_ENTRY_IN))
     figure.legend(handles, labels, loc="outside upper center", ncols=min(columns, len(labels)))
     return _figure(figure)
 

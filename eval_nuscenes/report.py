@@ -31,9 +31,10 @@ LABEL_LEAK = (
 _ABOUT_TABLE = """L2 in metres, below it collisions in percent: at 1 / 2 / 3 s and, bold, their mean, as
 each protocol reports them; a dash where it counts no sample. <i>Late</i>: the mean when each plan takes
 effect only after its latency. Work is prefill FLOPs against unpruned; below it the paper's own count."""
-_ABOUT_LATENCY = """Each point is a variant: its mean over 1, 2 and 3 s with a 95 % interval over scenes,
-against the median time of a whole plan. Lower left is better. All variants planned one frame before the next,
-in turning order."""
+_ABOUT_LATENCY = """Each point is a variant: its mean over 1, 2 and 3 s with a 95 % interval over scenes
+(none below five), against the median time of a whole plan. Lower left is better. All variants planned one
+frame before the next, in turning order, and met the same scenes: intervals that overlap do not rule out a
+difference, which the paired comparisons tell."""
 _ABOUT_EQUAL = """Policies compared where they take the same time, not at the same budget: at the latency
 of each variant, the other policy's curve is read off between its two nearest points. Differences are
 paired over scenes; one whose 95 % interval contains zero is not called a difference."""
@@ -250,7 +251,8 @@ def _sections(
     about = "; ".join(f"<i>{escape(name)}</i>: {escape(what)}" for name, what in MANOEUVRES.items())
     yield section(
         "By kind of driving",
-        f"Mean over 1, 2 and 3 s with a 95 % interval over scenes; n counts samples. Manoeuvres: {about}.",
+        "Mean over 1, 2 and 3 s with a 95 % interval over scenes (none below five); n counts samples. "
+        f"Manoeuvres: {about}.",
         plots.scenario_plot(summary),
     )
     if worst:

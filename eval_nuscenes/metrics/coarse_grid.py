@@ -135,6 +135,7 @@ def _stp3_steps(truth: OpenLoopTruth) -> Mask:
     return if_complete(truth) & (truth.past_keyframes >= 2) & (not truth.can_bus_blacklisted)
 
 
+_SHIFTED = "road users are drawn 0.25 m to the right and ahead of where the ego box is tested"
 _NEVER_TURNS = "the ego box never turns with the trajectory"
 _BORDER = "waypoints farther than 50 m are tested on the border of the grid"
 _ALL_SAMPLES = "divides by all samples; steps past the end of a scene add zero and still count"
@@ -151,7 +152,7 @@ UNIAD = OpenLoopProtocol(
     counter=_ALL_SAMPLES,
     quirks=(
         _NEVER_TURNS,
-        "road users are drawn 0.25 m to the right and ahead of where the ego box is tested",
+        _SHIFTED,
         "steps where the true ego box touches a vehicle, or past the scene's end, cannot collide "
         "but stay in the denominator",
         _BORDER,
@@ -168,6 +169,7 @@ STP3 = OpenLoopProtocol(
     quirks=(
         "road users are drawn from the rear axle while the trajectory starts at the LiDAR: they sit "
         "about a metre too far ahead",
+        "road users are drawn 0.25 m to the left and ahead of where the ego box is tested",
         "only road users already seen by t0 count",
         "scenes on its list of bad CAN buses are left out",
         _NEVER_TURNS,
@@ -187,6 +189,7 @@ VAD = OpenLoopProtocol(
         "only road users seen by LiDAR at t0 within 15 m to the side and 30 m ahead or behind count, "
         "not those who appear later",
         "a road user whose track has a gap vanishes from there on",
+        _SHIFTED,
         _NEVER_TURNS,
         _TRUTH_LEFT_OUT,
         _BORDER,
