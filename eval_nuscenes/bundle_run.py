@@ -1,4 +1,4 @@
-"""The evaluation of a bundle, said in plain values, so that a worker elsewhere opens the same."""
+"""The evaluation of bundles, said in plain values, so that a worker elsewhere opens the same."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 from engines.backends import Name as BackendName
 from engines.backends import open_backend
-from eval_nuscenes.evaluation import PrunedKind, Variant, planner_variants
+from eval_nuscenes.evaluation import PlannerSource, PrunedKind, Variant, planner_variants
 from eval_nuscenes.nuscenes_reader import CommandSource, EgoStateSource, NuScenesSplit
 from vla_autoprune.bundle import Bundle, load_bundle
+from vla_autoprune.errors import RecipeError
 from vla_autoprune.recipe import PruningRecipe
 from vla_autoprune.runtime.backend import Backend
 
@@ -49,19 +50,19 @@ class SplitChoice:
 
 @dataclass(frozen=True)
 class BundleRun:
-    """A bundle on some samples.
+    """Bundles on some samples.
 
     Attributes:
-        bundle: directory of the bundle.
-        samples: what it plans.
-        budgets: of the pruned variants; all of the recipe's where None.
+        bundles: their directories; the first is what the others are compared with.
+        samples: what they plan.
+        budgets: of the pruned variants; all of the first recipe's where None.
         policies: of the pruned variants.
         backend: a name of `engines.backends`.
         threads: of the backend; all cores where None.
         warm_up: uncounted plans per variant.
     """
 
-    bundle: Path
+    bundles: tuple[Path, ...]
     samples: SplitChoice
     budgets: tuple[float, ...] | None = None
     policies: tuple[PrunedKind, ...] = ("autoprune", "random")
@@ -70,10 +71,10 @@ class BundleRun:
     warm_up: int = 3
 
     def open(self) -> OpenRun:
-        """Load the bundle and the data.
+        """Load the bundles and the data.
 
         Raises:
-            BundleError: the bundle is not whole.
+            BundleError: a bundle is not whole.
             RecipeError: its recipe has no such budget.
             InputError: the data cannot be read.
         """
@@ -81,25 +82,35 @@ class BundleRun:
 
 
 class OpenRun:
-    """A bundle run with its parts loaded; planning starts no earlier than `variants` is asked for."""
+    """A run with its bundles loaded; planning starts no earlier than `variants` is asked for."""
 
     def __init__(self, run: BundleRun) -> None:
         self.run = run
-        self.bundle: Bundle = load_bundle(run.bundle)
-        budgets = self.recipe.budgets if run.budgets is None else run.budgets
+        self.bundles: dict[str, Bundle] = {
+            name: load_bundle(path) for name, path in bundle_names(run.bundles).items()
+        }
+        first = next(iter(self.bundles.values()))
+        budgets = first.recipe.budgets if run.budgets is None else run.budgets
         self.budgets = tuple(sorted(set(budgets), reverse=True))
-        for budget in self.budgets:
-            self.recipe.buckets_of(budget)
+        for name, bundle in self.bundles.items():
+            for budget in self.budgets:
+                try:
+                    bundle.recipe.buckets_of(budget)
+                except RecipeError as error:
+                    told = f"bundle {name}: {error}; --budgets takes those that all bundles have"
+                    raise RecipeError(told if len(self.bundles) > 1 else str(error)) from error
 
     @property
-    def recipe(self) -> PruningRecipe:
-        """Of the bundle."""
-        return self.bundle.recipe
+    def recipes(self) -> dict[str, PruningRecipe]:
+        """By name of the bundle."""
+        return {name: bundle.recipe for name, bundle in self.bundles.items()}
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """What the bundle looks through."""
-        return self.recipe.layout.cameras
+        """What the bundles look through."""
+        return tuple(
+            dict.fromkeys(camera for recipe in self.recipes.values() for camera in recipe.layout.cameras)
+        )
 
     @cached_property
     def split(self) -> NuScenesSplit:
@@ -114,21 +125,43 @@ class OpenRun:
 
     @cached_property
     def variants(self) -> tuple[Variant, ...]:
-        """What plans the samples; one backend behind all of them."""
+        """What plans the samples; one backend per bundle behind all of its variants."""
         from vla_autoprune.runtime.planner import Planner
 
-        planner = Planner(self.bundle, self._backend)
-        return planner_variants(planner.variant, self.budgets, self.run.policies)
+        first = next(iter(self.bundles.values()))
+        sources = [
+            PlannerSource(
+                name, Planner(bundle, self._backends[name]).variant, _unpruned(bundle) != _unpruned(first)
+            )
+            for name, bundle in self.bundles.items()
+        ]
+        return planner_variants(sources, self.budgets, self.run.policies)
 
     @property
     def device(self) -> str:
-        """What the backend runs on."""
-        return self._backend.device
+        """What the backends run on."""
+        return next(iter(self._backends.values())).device
 
     @cached_property
-    def _backend(self) -> Backend:
-        return open_backend(self.run.backend, self.bundle, threads=self.run.threads)
+    def _backends(self) -> dict[str, Backend]:
+        return {
+            name: open_backend(self.run.backend, bundle, threads=self.run.threads)
+            for name, bundle in self.bundles.items()
+        }
 
     def close(self) -> None:
-        """Give the backend's memory back."""
-        self._backend.close()
+        """Give the backends' memory back."""
+        for backend in self._backends.values():
+            backend.close()
+
+
+def bundle_names(paths: Sequence[Path]) -> dict[str, Path]:
+    """Short names for some bundles: their folders' names, or the paths where those are not different."""
+    names = [path.resolve().name for path in paths]
+    return dict(zip(names if len(set(names)) == len(names) else map(str, paths), paths, strict=True))
+
+
+def _unpruned(bundle: Bundle) -> tuple[object, ...]:
+    """What decides on the answers where nothing is pruned."""
+    recipe, options = bundle.recipe, bundle.manifest.options
+    return recipe.model.weights_sha256, recipe.layout, options.precision, options.opset

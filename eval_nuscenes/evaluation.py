@@ -51,12 +51,14 @@ class Variant:
     Attributes:
         name: unique, such as "autoprune 40 %".
         budget: mean visual tokens into the layers over V; None where nothing is pruned.
+        bundle: name of the bundle that plans; empty where none does.
     """
 
     name: str
     kind: VariantKind
     agent: Agent
     budget: float | None = None
+    bundle: str = ""
 
 
 class ConstantVelocity:
@@ -92,49 +94,100 @@ class Blanked:
         return self.agent.plan(replace(frame, images=grey))
 
 
+@dataclass(frozen=True)
+class PlannerSource:
+    """A bundle that makes planners.
+
+    Attributes:
+        name: of the bundle.
+        make_planner: from budget (None for nothing pruned) and policy to a planner.
+        own_full: it answers otherwise than the first bundle where nothing is pruned.
+    """
+
+    name: str
+    make_planner: Callable[[float | None, PrunedKind], Agent]
+    own_full: bool = True
+
+
 def planner_variants(
-    make_planner: Callable[[float | None, PrunedKind], Agent],
+    sources: Sequence[PlannerSource],
     budgets: Sequence[float],
     policies: Sequence[PrunedKind] = ("autoprune", "random"),
 ) -> tuple[Variant, ...]:
-    """The rows an evaluation of a bundle has.
+    """The rows an evaluation of bundles has.
 
     Args:
-        make_planner: from budget (None for nothing pruned) and policy to a planner.
+        sources: the bundles. Rows of the first carry no bundle in their name.
         budgets: each is run with every policy.
         policies: how tokens are chosen; a policy named twice counts once.
 
     Returns:
-        Unpruned first, then per budget one per policy, then the two references.
+        Unpruned first, then per budget and policy one per bundle, then the two references.
     """
-    full = make_planner(None, "autoprune")
+    first = sources[0]
+    full = first.make_planner(None, "autoprune")
+
+    def named(name: str, source: PlannerSource) -> str:
+        return name if source is first else f"{name} {source.name}"
+
+    unpruned = [
+        Variant(named("full", source), "full", source.make_planner(None, "autoprune"), None, source.name)
+        for source in sources[1:]
+        if source.own_full
+    ]
     pruned = [
-        Variant(f"{kind} {budget:.0%}", kind, make_planner(budget, kind), budget)
+        Variant(
+            named(f"{kind} {budget:.0%}", source),
+            kind,
+            source.make_planner(budget, kind),
+            budget,
+            source.name,
+        )
         for budget in budgets
         for kind in dict.fromkeys(policies)
+        for source in sources
     ]
     return (
-        Variant("full", "full", full),
+        Variant("full", "full", full, None, first.name),
+        *unpruned,
         *pruned,
-        Variant("images blanked", "blanked", Blanked(full)),
+        Variant("images blanked", "blanked", Blanked(full), None, first.name),
         Variant("constant velocity", "constant_velocity", ConstantVelocity()),
     )
 
 
-class HasKind(Protocol):
+class VariantLike(Protocol):
     """A variant or its summary."""
 
     @property
     def kind(self) -> VariantKind:
         """What it is."""
 
+    @property
+    def budget(self) -> float | None:
+        """Of the pruned ones."""
 
-Row = TypeVar("Row", bound=HasKind)
+    @property
+    def bundle(self) -> str:
+        """That plans."""
+
+
+Row = TypeVar("Row", bound=VariantLike)
 
 
 def pruned_example(variants: Sequence[Row]) -> Row | None:
-    """The pruned variant that pictures show: AutoPrune where it was run, at the smallest budget."""
-    return next((row for kind in PRUNED for row in reversed(variants) if row.kind == kind), None)
+    """The pruned variant in pictures: of the first bundle, AutoPrune if it was run, the smallest budget."""
+    rows = [row for row in reversed(variants) if row.bundle == variants[0].bundle]
+    return next((row for kind in PRUNED for row in rows if row.kind == kind), None)
+
+
+def counterparts(variants: Sequence[Row], variant: VariantLike) -> list[Row]:
+    """What other bundles have of the same kind and budget."""
+    return [
+        row
+        for row in variants
+        if (row.kind, row.budget) == (variant.kind, variant.budget) and row.bundle != variant.bundle
+    ]
 
 
 class Record(BaseModel):
@@ -155,6 +208,7 @@ class PlanRecord(Record):
     kv_mib: float = 0.0
     timings_ms: dict[str, float] = {}
     flags: tuple[str, ...] = ()
+    visual_tokens_left: dict[str, int] = {}
 
 
 class SampleRecord(Record):
@@ -207,7 +261,7 @@ class RunKey(Record):
     """What must be equal for kept plans to be taken up again: the question, the code, and the machine.
 
     Attributes:
-        planned_by: "bundle" and its id, or "predictions" and the hash of their files.
+        planned_by: "bundle" and its id (or several), or "predictions" and the hash of their files.
     """
 
     planned_by: str
@@ -349,4 +403,5 @@ def plan_record(variant: Variant, frame: Frame) -> PlanRecord:
         kv_mib=plan.kv_mib,
         timings_ms={name: round(float(value), 4) for name, value in plan.timings_ms.items()},
         flags=plan.flags,
+        visual_tokens_left=dict(plan.visual_tokens_left),
     )

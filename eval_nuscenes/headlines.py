@@ -37,6 +37,11 @@ def headlines(summary: EvaluationSummary) -> list[str]:
             continue
         above = _difference(variant.planning[protocol].l2_above_reference_m, summary.reference)
         said.append(f"{variant.name}: {protocol} L2 {above}{_saved(variant, reference)}{_failed(variant)}.")
+    said += [
+        f"{variant.name} against {variant.counterpart}: {protocol} L2 {verdict(difference)}."
+        for variant in summary.variants
+        if (difference := variant.planning[protocol].l2_above_counterpart_m) is not None
+    ]
     if reference.failed_plans:
         said.append(f"{_called(reference)} did not always answer{_failed(reference)}.")
     compared = [each for each in summary.comparisons if each.protocol == protocol]

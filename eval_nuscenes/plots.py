@@ -54,6 +54,56 @@ BUDGET_LABEL = {"autoprune": (-5, 5), "random": (5, -11), "uniform": (5, 5), "fi
 """Where a point's budget stands, in points to the right and up."""
 OTHERS = ("#2f86d1", "#d55e00", "#b8860b", "#6a5acd", "#b86fa0")
 """Colours of predictions files beside each other."""
+BUNDLE_COLOURS = ("#009e73", "#cc3d6b", "#b8860b", "#7f6bd6")
+"""Colours of further bundles."""
+
+
+CAMERA_COLOURS = ("#8fc1e8", "#2f86d1", "#a98bd0", "#e6a700", "#d55e00", "#b86fa0")
+"""By place in the prompt; beyond the sixth they come again."""
+
+
+def camera_plot(summary: EvaluationSummary) -> str:
+    """Visual tokens in the last stage, by camera, with the part that a floor keeps in any case."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    rows = [variant for variant in summary.variants if variant.budget is not None and variant.cameras]
+    cameras = list(dict.fromkeys(camera for row in rows for camera in row.cameras))
+    figure = Figure(figsize=(10.5, 1.1 + 0.46 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    widest = max(sum(left.mean for left in row.cameras.values()) for row in rows)
+    for number, camera in enumerate(cameras):
+        colour = CAMERA_COLOURS[number % len(CAMERA_COLOURS)]
+        for place, row in enumerate(rows):
+            left = row.cameras.get(camera)
+            if left is None:
+                continue
+            before = sum(each.mean for name, each in row.cameras.items() if cameras.index(name) < number)
+            axes.barh(place, left.mean, left=before, color=colour, height=0.6)
+            if left.mean > 0.035 * widest:
+                axes.text(
+                    before + left.mean / 2, place, f"{left.mean:.1f}", ha="center", va="center", fontsize=8,
+                    color="#14181d",
+                )  # fmt: skip
+            if left.floor:
+                axes.plot(
+                    [before, before + left.floor], [place + 0.38] * 2, color=INK, linewidth=2.5,
+                    solid_capstyle="butt",
+                )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [row.name for row in rows])
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("visual tokens in the last stage (mean)")
+    colours = [CAMERA_COLOURS[number % len(CAMERA_COLOURS)] for number in range(len(cameras))]
+    handles = [
+        Line2D([], [], color=colour, linewidth=7, label=camera)
+        for camera, colour in zip(cameras, colours, strict=True)
+    ]
+    if any(left.floor for row in rows for left in row.cameras.values()):
+        handles.append(Line2D([], [], color=INK, linewidth=2.5, label="floor"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 7), fontsize=8)
+    return _figure(figure)
 
 
 def latency_plot(summary: EvaluationSummary) -> str:
@@ -89,9 +139,18 @@ def _latency_panel(axes: Axes, summary: EvaluationSummary, protocol: str, field:
         return getattr(variant.planning[protocol], field)[3]
 
     top = 0.0
-    for kind, label in KIND_LABEL.items():
-        style = KIND_STYLE[kind]
-        rows = [(variant, variant.cost) for variant in summary.variants if variant.kind == kind]
+    series = [(kind, bundle) for bundle in summary.bundles or ("",) for kind in KIND_LABEL]
+    for kind, bundle in series:
+        rows = [
+            (variant, variant.cost)
+            for variant in summary.variants
+            if (variant.kind, variant.bundle) == (kind, bundle)
+        ]
+        if not rows:
+            continue
+        style, label = _style(rows[0][0], summary), KIND_LABEL[kind]
+        if bundle in summary.bundles[1:]:
+            label = f"{label}, {bundle}"
         timed = [
             (variant, cost.total_ms.p50)
             for variant, cost in rows
@@ -147,6 +206,16 @@ def _latency_panel(axes: Axes, summary: EvaluationSummary, protocol: str, field:
     axes.set_ylim(-0.09 * limit, limit)
     axes.margins(x=0.12)
     axes.grid(axis="y")
+
+
+def _style(variant: VariantSummary, summary: EvaluationSummary) -> dict[str, Any]:
+    """By kind; rows of further bundles are hollow and have a colour of their own."""
+    style = KIND_STYLE[variant.kind]
+    place = summary.bundles.index(variant.bundle) if variant.bundle in summary.bundles else 0
+    if not place:
+        return style
+    colour = BUNDLE_COLOURS[(place - 1) % len(BUNDLE_COLOURS)]
+    return {**style, "color": colour, "markerfacecolor": "none", "linestyle": "--"}
 
 
 def _reach(interval: Interval) -> tuple[float, float]:
@@ -215,15 +284,17 @@ def retention_plot(recipe: PruningRecipe) -> str:
     return _figure(figure)
 
 
-def complexity_plot(summary: EvaluationSummary, recipe: PruningRecipe) -> str:
-    """How complex the frames were, and which bucket they took."""
+def complexity_plot(summary: EvaluationSummary, recipe: PruningRecipe, bundle: str) -> str:
+    """How complex the frames were, and which of a bundle's buckets they took."""
     from matplotlib.figure import Figure
 
     example = pruned_example(summary.variants)
     rows = [
         variant
         for variant in summary.variants
-        if example is not None and variant.kind == example.kind and variant.complexities
+        if example is not None
+        and (variant.kind, variant.bundle) == (example.kind, bundle)
+        and variant.complexities
     ]
     if not rows:
         return "<p>No plan asked for the complexity of its frame.</p>"
@@ -295,14 +366,13 @@ def scenario_plot(summary: EvaluationSummary) -> str:
         }
         places = [number + offset for number, kind in enumerate(kinds) if kind in found]
         figures = [found[kind] for kind in kinds if kind in found]
-        style = dict(KIND_STYLE[variant.kind])
+        style = dict(_style(variant, summary), linestyle="none")
         if variant.kind == "predictions":
             style["color"] = next(others, NEUTRAL)
         axes.errorbar(
             [each.l2_m.mean for each in figures],
             places,
             xerr=np.array([_reach(each.l2_m) for each in figures]).T,
-            linewidth=0,
             elinewidth=1.2,
             capsize=2,
             markersize=5,
@@ -362,11 +432,15 @@ def bird_eye_plot(summary: EvaluationSummary, scenes: Sequence[SceneView]) -> st
 
 def _compared(summary: EvaluationSummary) -> list[VariantSummary]:
     """Unpruned, the leanest of each policy, the references; or the predictions files."""
-    leanest = {variant.kind: variant.name for variant in summary.variants if variant.kind in PRUNED}
+    leanest = {
+        (variant.kind, variant.bundle): variant.name
+        for variant in summary.variants
+        if variant.kind in PRUNED
+    }
     rows = [
         variant
         for variant in summary.variants
-        if variant.kind not in PRUNED or leanest[variant.kind] == variant.name
+        if variant.kind not in PRUNED or leanest[variant.kind, variant.bundle] == variant.name
     ]
     return rows[:MOST_COMPARED]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,7 +18,7 @@ from eval_nuscenes.headlines import comparison_sentence, headlines
 from eval_nuscenes.metrics import protocol_named
 from eval_nuscenes.nuscenes_reader import NuScenesSplit, Sample
 from eval_nuscenes.scenarios import MANOEUVRES
-from eval_nuscenes.summary import EvaluationSummary, Planning, SampleScores, VariantSummary
+from eval_nuscenes.summary import CameraTokens, EvaluationSummary, Planning, SampleScores, VariantSummary
 from vla_autoprune.errors import PlanError
 from vla_autoprune.files import write_whole
 from vla_autoprune.frame import FloatArray, Image, Plan
@@ -38,6 +39,11 @@ difference, which the paired comparisons tell."""
 _ABOUT_EQUAL = """Policies compared where they take the same time, not at the same budget: at the latency
 of each variant, the other policy's curve is read off between its two nearest points. Differences are
 paired over scenes; one whose 95 % interval contains zero is not called a difference."""
+_ABOUT_BUNDLES = """The same frames, policy and budget with another bundle: its value minus that of the first
+bundle, paired over scenes. A difference whose 95 % interval contains zero is not called a difference."""
+_ABOUT_CAMERAS = """Visual tokens of each camera that enter the last stage, mean over the frames; in the
+table also the frames with the fewest and the most. A thick line is the camera's floor: what the recipe keeps
+of it in every frame."""
 _ABOUT_SPLIT = """Mean milliseconds per plan. Pruning inside the decoder shortens the prefill; the rest is
 preprocessing, building the prompt and reading the answer."""
 _ABOUT_RETENTION = """Visual tokens that enter each decoder layer, one curve per bucket. All curves of a
@@ -156,16 +162,23 @@ def worst_views(
 
 
 def token_views(
-    split: NuScenesSplit, records: Sequence[SampleRecord], variant: Variant, cameras: Sequence[str]
+    split: NuScenesSplit,
+    records: Sequence[SampleRecord],
+    variants: Sequence[Variant],
+    cameras: Sequence[str],
 ) -> list[TokenView]:
-    """Plan two samples again to show their tokens: the least and the most complex frame a variant met."""
-    plans = [record.plans[variant.name] for record in records]
+    """Plan two samples again to show their tokens: the least and most complex frame the first variant met."""
+    plans = [record.plans[variants[0].name] for record in records]
     complexity = {index: plan.complexity or 0.0 for index, plan in enumerate(plans) if plan.error is None}
     views = []
     for index in _spread(complexity, 2):
         sample = _sample(split, records[index])
         frame = sample.frame(cameras)
-        views.append(TokenView(sample, frame.images, {variant.name: variant.agent.plan(frame)}))
+        shown = {}
+        for variant in variants:
+            with contextlib.suppress(PlanError):  # its record says so
+                shown[variant.name] = variant.agent.plan(frame)
+        views.append(TokenView(sample, frame.images, shown))
     return views
 
 
@@ -193,7 +206,7 @@ def _spread(values: Mapping[int, float], count: int) -> list[int]:
 def write_report(
     path: Path,
     summary: EvaluationSummary,
-    recipe: PruningRecipe | None = None,
+    recipes: Mapping[str, PruningRecipe] | None = None,
     scenes: Sequence[SceneView] = (),
     tokens: Sequence[TokenView] = (),
     worst: Sequence[WorstView] = (),
@@ -203,7 +216,7 @@ def write_report(
     Args:
         path: .html file, replaced if there.
         summary: the numbers.
-        recipe: of the bundle, for retention curves and bucket edges; None for predictions.
+        recipes: by name of the bundle, for retention curves and bucket edges; none for predictions.
         scenes: samples to draw from above.
         tokens: samples to paint kept tokens on.
         worst: samples to look into.
@@ -212,20 +225,22 @@ def write_report(
 
     matplotlib.use("Agg")
     with matplotlib.rc_context(pictures.STYLE):
-        body = "\n".join(_sections(summary, recipe, scenes, tokens, worst))
+        body = "\n".join(_sections(summary, recipes or {}, scenes, tokens, worst))
     title = f"Open-loop evaluation · {summary.conditions.version} {summary.conditions.split}"
     write_whole(path, html_page(title, body, _LOOK).encode())
 
 
 def _sections(
     summary: EvaluationSummary,
-    recipe: PruningRecipe | None,
+    recipes: Mapping[str, PruningRecipe],
     scenes: Sequence[SceneView],
     tokens: Sequence[TokenView],
     worst: Sequence[WorstView],
 ) -> Iterable[str]:
     conditions = summary.conditions
-    model = "" if recipe is None else f"{escape(recipe.model.id)} · "
+    model = "".join(
+        f"{escape(name)} · " for name in dict.fromkeys(recipe.model.id for recipe in recipes.values())
+    )
     yield (
         f"<h1>Open-loop planning, {escape(conditions.version)} {escape(conditions.split)}</h1>"
         f'<p class="lead">{conditions.coverage} · {escape(conditions.source)} · '
@@ -246,6 +261,12 @@ def _sections(
         yield section("Metric against measured latency", _ABOUT_LATENCY, plots.latency_plot(summary))
     if summary.comparisons:
         yield section("At equal latency", _ABOUT_EQUAL, _comparisons(summary))
+    if any(variant.counterpart for variant in summary.variants):
+        about = f"{_ABOUT_BUNDLES} The first bundle is {escape(summary.bundles[0])}."
+        yield section("Bundles against each other", about, _bundle_differences(summary))
+    if any(variant.budget is not None and variant.cameras for variant in summary.variants):
+        shown = plots.camera_plot(summary) + _camera_table(summary)
+        yield section("What is left of each camera", _ABOUT_CAMERAS, shown)
     if timed:
         yield section("Where the time goes", _ABOUT_SPLIT, plots.split_plot(summary))
     about = "; ".join(f"<i>{escape(name)}</i>: {escape(what)}" for name, what in MANOEUVRES.items())
@@ -256,18 +277,21 @@ def _sections(
         plots.scenario_plot(summary),
     )
     if worst:
-        figures = "".join(_worst_figures(view, summary, recipe) for view in worst)
+        figures = "".join(_worst_figures(view, summary, recipes) for view in worst)
         yield section("Worst scenes", _ABOUT_WORST, figures)
-    if recipe is not None:
-        yield section("Retention curves", _ABOUT_RETENTION, plots.retention_plot(recipe))
-        yield section("Complexity and buckets", _ABOUT_COMPLEXITY, plots.complexity_plot(summary, recipe))
+    if recipes:
+        curves = {name: plots.retention_plot(recipe) for name, recipe in recipes.items()}
+        yield section("Retention curves", _ABOUT_RETENTION, _by_bundle(curves))
+        met = {name: plots.complexity_plot(summary, recipe, name) for name, recipe in recipes.items()}
+        yield section("Complexity and buckets", _ABOUT_COMPLEXITY, _by_bundle(met))
     example = pruned_example(summary.variants)
     known = [each for each in (summary.variant("full"), example) if each and each.error_by_complexity]
     if known:
         errors = plots.error_by_complexity_plot(summary.protocols[0], known)
         yield section("Complexity and error", _ABOUT_ERROR, errors)
-    if tokens and recipe is not None:
-        figures = "".join(_token_figures(view, recipe) for view in tokens)
+    if tokens and recipes:
+        planned_by = {variant.name: recipes.get(variant.bundle) for variant in summary.variants}
+        figures = "".join(_token_figures(view, planned_by) for view in tokens)
         yield section("What each stage still sees", _ABOUT_TOKENS, figures)
     if scenes:
         yield section("Plans from above", _ABOUT_ABOVE, plots.bird_eye_plot(summary, scenes))
@@ -289,7 +313,6 @@ def _table(summary: EvaluationSummary) -> str:
         f"{name}<br><small>{protocol_named(name).reports}<br>{_counts(counted[name])}</small>"
         for name in summary.protocols
     ]
-    head = "".join(f"<th>{name}</th>" for name in ("variant", *(costs if timed else ()), *protocols))
     rows = []
     for variant in summary.variants:
         cells = [
@@ -298,9 +321,7 @@ def _table(summary: EvaluationSummary) -> str:
         ]
         cells += [_planning_cell(variant.planning[protocol]) for protocol in summary.protocols]
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    )
+    return _wide(("variant", *(costs if timed else ()), *protocols), rows)
 
 
 def _counts(planning: Planning) -> str:
@@ -319,6 +340,53 @@ def _planning_cell(planning: Planning) -> str:
     return f"<td>{'<br>'.join(lines)}{late}</td>"
 
 
+def _by_bundle(plots_of: Mapping[str, str]) -> str:
+    """One plot, or one per bundle with its name above."""
+    if len(plots_of) == 1:
+        return next(iter(plots_of.values()))
+    return "".join(f"<h3>{escape(name)}</h3>{plot}" for name, plot in plots_of.items())
+
+
+def _bundle_differences(summary: EvaluationSummary) -> str:
+    """Rows of further bundles against the first one's."""
+    rows = []
+    for variant in summary.variants:
+        for protocol, planning in variant.planning.items():
+            l2_m, collision = planning.l2_above_counterpart_m, planning.collision_above_counterpart
+            if l2_m is not None and collision is not None:
+                rows.append(
+                    f"<tr><th>{escape(variant.name)}</th><td>{escape(variant.counterpart or '')}</td>"
+                    f"<td>{protocol}</td><td>{_difference_text(l2_m, 1, 3)}</td>"
+                    f"<td>{_difference_text(collision, 100, 2)}</td></tr>"
+                )
+    return _wide(("variant", "against", "protocol", "L2 difference, m", "collision, points of %"), rows)
+
+
+def _camera_table(summary: EvaluationSummary) -> str:
+    """Visual tokens in the last stage, by variant and camera."""
+    shown = [variant for variant in summary.variants if variant.budget is not None and variant.cameras]
+    cameras = list(dict.fromkeys(camera for variant in shown for camera in variant.cameras))
+    rows = []
+    for variant in shown:
+        cells = [_camera_cell(variant.cameras.get(camera)) for camera in cameras]
+        rows.append(f'<tr><th class="{variant.kind}">{escape(variant.name)}</th>{"".join(cells)}</tr>')
+    return _wide(("variant", *map(escape, cameras)), rows)
+
+
+def _camera_cell(left: CameraTokens | None) -> str:
+    if left is None:
+        return "<td></td>"
+    floor = f", floor {left.floor}" if left.floor else ""
+    return f"<td>{left.mean:.1f}<small>{left.least} to {left.most}{floor}</small></td>"
+
+
+def _wide(columns: Sequence[str], rows: Sequence[str]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in columns)
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )
+
+
 def _comparisons(summary: EvaluationSummary) -> str:
     rows = [
         f'<tr title="{escape(comparison_sentence(each))}"><th>{escape(each.variant)}</th>'
@@ -329,10 +397,7 @@ def _comparisons(summary: EvaluationSummary) -> str:
         for each in summary.comparisons
     ]
     columns = ("variant", "ms per plan", "against", "protocol", "L2 difference, m", "collision, points of %")
-    head = "".join(f"<th>{name}</th>" for name in columns)
-    return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    )
+    return _wide(columns, rows)
 
 
 def _difference_text(difference: Interval, factor: float, decimals: int) -> str:
@@ -382,9 +447,12 @@ def _number(value: Interval, factor: float) -> str:
     return "–" if value.mean is None else f"{value.mean * factor:.2f}"
 
 
-def _worst_figures(view: WorstView, summary: EvaluationSummary, recipe: PruningRecipe | None) -> str:
+def _worst_figures(
+    view: WorstView, summary: EvaluationSummary, recipes: Mapping[str, PruningRecipe]
+) -> str:
     sample, record = view.scene.sample, view.scene.record
-    name = (pruned_example(summary.variants) or summary.variants[0]).name
+    example = pruned_example(summary.variants) or summary.variants[0]
+    name, recipe = example.name, recipes.get(example.bundle)
     planned: PlanRecord = record.plans[name]
     blocks = []
     front = sample.cameras.get("CAM_FRONT")
@@ -419,11 +487,13 @@ def _narrowed(image: Image, width: int) -> Image:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
-def _token_figures(view: TokenView, recipe: PruningRecipe) -> str:
+def _token_figures(view: TokenView, recipes: Mapping[str, PruningRecipe | None]) -> str:
     blocks = []
-    visual = recipe.layout.visual_tokens
     for name, plan in view.plans.items():
-        figures = []
+        recipe = recipes[name]
+        if recipe is None:
+            continue
+        visual, figures = recipe.layout.visual_tokens, []
         for number, (layers, kept) in enumerate(zip(recipe.stages, plan.kept_visual, strict=True)):
             masks = pictures.kept_masks(recipe.layout, kept)
             image = pictures.jpeg(pictures.kept_mosaic(view.images, masks, width=250))

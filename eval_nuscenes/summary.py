@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,12 +12,21 @@ from numpy.typing import NDArray
 
 from eval_nuscenes.bootstrap import CONFIDENCE, RESAMPLES, Interval, SceneBootstrap
 from eval_nuscenes.comparison import LatencyComparison, MeasuredVariant, compare_at_equal_latency
-from eval_nuscenes.evaluation import PlanRecord, Record, RunKey, SampleRecord, Variant, VariantKind
+from eval_nuscenes.evaluation import (
+    PlanRecord,
+    Record,
+    RunKey,
+    SampleRecord,
+    Variant,
+    VariantKind,
+    counterparts,
+)
 from eval_nuscenes.lateness import late_waypoints
 from eval_nuscenes.metrics import Score, protocol_named
 from eval_nuscenes.nuscenes_reader import Sample
 from eval_nuscenes.scenarios import traits_of
 from vla_autoprune.files import write_whole
+from vla_autoprune.recipe import PruningRecipe, published_work_fraction
 
 DEFAULT_PROTOCOLS = ("standard", "uniad", "stp3", "vad")
 """The first one is what headlines, scenarios and worst scenes go by."""
@@ -51,6 +60,9 @@ class Planning(Record):
         intersection: likewise, of road edges; None where the protocol has no such figure.
         l2_above_reference_m: how much the mean L2 lies above the reference's, paired over scenes.
         collision_above_reference: likewise.
+        l2_above_counterpart_m: how much the mean L2 lies above the first bundle's at the same policy and
+            budget, paired over scenes; None for rows of the first bundle.
+        collision_above_counterpart: likewise.
         late: None where the latency of plans is not known.
     """
 
@@ -61,6 +73,8 @@ class Planning(Record):
     intersection: tuple[Interval, ...] | None = None
     l2_above_reference_m: Interval | None = None
     collision_above_reference: Interval | None = None
+    l2_above_counterpart_m: Interval | None = None
+    collision_above_counterpart: Interval | None = None
     late: LatePlanning | None = None
 
     @property
@@ -126,14 +140,41 @@ class Cost(Record):
     split_ms: dict[str, float]
 
 
+class CameraTokens(Record):
+    """What is left of a camera in the last stage, over the samples where there was a plan.
+
+    Attributes:
+        visual_tokens: it has before anything is dropped.
+        floor: tokens of it that the recipe keeps at least.
+        mean: visual tokens of it that enter the last stage.
+        least: in the frame with the fewest.
+        most: in the frame with the most.
+    """
+
+    visual_tokens: int
+    floor: int
+    mean: float
+    least: int
+    most: int
+
+
 class VariantSummary(Record):
-    """One row of the evaluation."""
+    """One row of the evaluation.
+
+    Attributes:
+        bundle: name of the bundle that plans; empty where none does.
+        counterpart: row of the first bundle with the same policy and budget; None for its own rows.
+        cameras: what is left of each camera in the last stage; empty without a bundle.
+    """
 
     name: str
     kind: VariantKind
     budget: float | None
+    bundle: str
+    counterpart: str | None
     planning: dict[str, Planning]
     cost: Cost | None
+    cameras: dict[str, CameraTokens]
     failed_plans: int
     first_failure: str | None
     flags: dict[str, int]
@@ -147,7 +188,7 @@ class Conditions(Record):
     """What a figure carries: data, machine, versions, command.
 
     Attributes:
-        source: the bundle or the files that were evaluated.
+        source: the bundles or the files that were evaluated.
         samples: scored.
         samples_asked: of the split, after `--scenes` and `--limit`.
         samples_in_split: before them.
@@ -200,6 +241,11 @@ class EvaluationSummary(Record):
     def protocols(self) -> tuple[str, ...]:
         """In the order asked for."""
         return tuple(self.variants[0].planning)
+
+    @property
+    def bundles(self) -> tuple[str, ...]:
+        """Names of the bundles that plan, the first one first."""
+        return tuple(dict.fromkeys(variant.bundle for variant in self.variants if variant.bundle))
 
     def variant(self, kind: VariantKind) -> VariantSummary | None:
         """The first variant of a kind."""
@@ -264,7 +310,7 @@ def summarise(
     records: Sequence[SampleRecord],
     scored: Sequence[SampleScores],
     conditions: Conditions,
-    published_work: Callable[[str], float] | None = None,
+    recipes: Mapping[str, PruningRecipe] | None = None,
 ) -> EvaluationSummary:
     """Put the numbers of a report together.
 
@@ -273,7 +319,7 @@ def summarise(
         records: plans per sample.
         scored: their scores, in the same order.
         conditions: go into the result as they are.
-        published_work: from a bucket's name to the paper's own count of its work.
+        recipes: by name of the bundle.
 
     Returns:
         Means and intervals; the same for the same input.
@@ -283,17 +329,22 @@ def summarise(
     protocols = list(scored[0].scores)
     rows = []
     for variant in variants:
+        recipe = (recipes or {}).get(variant.bundle)
+        counterpart = _counterpart(variants, variant)
         plans = [record.plans[variant.name] for record in records]
         rows.append(
             VariantSummary(
                 name=variant.name,
                 kind=variant.kind,
                 budget=variant.budget,
+                bundle=variant.bundle,
+                counterpart=counterpart,
                 planning={
-                    protocol: _planning(scored, protocol, variant.name, reference, bootstrap)
+                    protocol: _planning(scored, protocol, variant.name, reference, counterpart, bootstrap)
                     for protocol in protocols
                 },
-                cost=_cost(plans, published_work),
+                cost=_cost(plans, recipe),
+                cameras={} if recipe is None else _cameras(plans, recipe),
                 failed_plans=sum(plan.error is not None for plan in plans),
                 first_failure=next((plan.error for plan in plans if plan.error is not None), None),
                 flags=dict(Counter(flag for plan in plans for flag in plan.flags)),
@@ -303,25 +354,43 @@ def summarise(
                 error_by_complexity=_error_by_complexity(plans, scored, protocols[0], variant.name),
             )
         )
-    measured = [
-        MeasuredVariant(name=row.name, kind=row.kind, latency_ms=row.cost.total_ms.p50)
-        for row in rows
-        if row.cost is not None
-    ]
     comparisons: list[LatencyComparison] = []
     for protocol in protocols:
-        figures = {row.name: _figures(scored, protocol, row.name) for row in measured}
-        comparisons += compare_at_equal_latency(
-            protocol,
-            measured,
-            {name: found.l2_m for name, found in figures.items()},
-            {name: found.collision for name, found in figures.items()},
-            _figures(scored, protocol, reference).counted,
-            bootstrap,
-        )
+        for measured in _measured(rows):
+            figures = {row.name: _figures(scored, protocol, row.name) for row in measured}
+            comparisons += compare_at_equal_latency(
+                protocol,
+                measured,
+                {name: found.l2_m for name, found in figures.items()},
+                {name: found.collision for name, found in figures.items()},
+                _figures(scored, protocol, reference).counted,
+                bootstrap,
+            )
     return EvaluationSummary(
         conditions=conditions, reference=reference, variants=tuple(rows), comparisons=tuple(comparisons)
     )
+
+
+def _counterpart(variants: Sequence[Variant], variant: Variant) -> str | None:
+    """Name of the first bundle's row with the same policy and budget."""
+    same = counterparts(variants, variant) if variant.budget is not None else []
+    return next((row.name for row in same if row.bundle == variants[0].bundle), None)
+
+
+def _measured(rows: Sequence[VariantSummary]) -> list[list[MeasuredVariant]]:
+    """Per bundle, what takes time; the first one's unpruned row where a bundle has none of its own."""
+    found = []
+    for bundle in dict.fromkeys(row.bundle for row in rows if row.cost is not None):
+        own = [row for row in rows if row.bundle == bundle]
+        unpruned = [row for row in (*own, *rows) if row.kind == "full"][:1]
+        found.append(
+            [
+                MeasuredVariant(name=row.name, kind=row.kind, latency_ms=row.cost.total_ms.p50)
+                for row in (*unpruned, *(row for row in own if row.kind != "full"))
+                if row.cost is not None
+            ]
+        )
+    return found
 
 
 def write_summary(path: Path, summary: EvaluationSummary) -> None:
@@ -366,17 +435,26 @@ def _figures(scored: Sequence[SampleScores], protocol: str, name: str, late: boo
 
 
 def _planning(
-    scored: Sequence[SampleScores], protocol: str, name: str, reference: str, bootstrap: SceneBootstrap
+    scored: Sequence[SampleScores],
+    protocol: str,
+    name: str,
+    reference: str,
+    counterpart: str | None,
+    bootstrap: SceneBootstrap,
 ) -> Planning:
     mine = _figures(scored, protocol, name)
     counted = mine.counted
-    above: tuple[Interval | None, Interval | None] = None, None
-    if name != reference:
-        there = _figures(scored, protocol, reference)
-        above = (
+
+    def above(other: str | None) -> tuple[Interval | None, Interval | None]:
+        if other is None or other == name:
+            return None, None
+        there = _figures(scored, protocol, other)
+        return (
             bootstrap.mean(mine.l2_m - there.l2_m, counted),
             bootstrap.mean(mine.collision - there.collision, counted),
         )
+
+    above_reference, above_counterpart = above(reference), above(counterpart)
     late = None
     if all(name in sample.latency_ms for sample in scored):
         then = _figures(scored, protocol, name, late=True)
@@ -394,8 +472,10 @@ def _planning(
         intersection=None
         if mine.intersection is None
         else _at_horizons(mine.intersection, counted, bootstrap),
-        l2_above_reference_m=above[0],
-        collision_above_reference=above[1],
+        l2_above_reference_m=above_reference[0],
+        collision_above_reference=above_reference[1],
+        l2_above_counterpart_m=above_counterpart[0],
+        collision_above_counterpart=above_counterpart[1],
         late=late,
     )
 
@@ -455,14 +535,33 @@ def _error_by_complexity(
     )
 
 
-def _cost(plans: Iterable[PlanRecord], published_work: Callable[[str], float] | None) -> Cost | None:
+def _cameras(plans: Iterable[PlanRecord], recipe: PruningRecipe) -> dict[str, CameraTokens]:
+    done = [plan.visual_tokens_left for plan in plans if plan.visual_tokens_left]
+    if not done:
+        return {}
+    layout = recipe.layout
+    tokens = np.bincount(layout.camera_of_visual).tolist()
+    return {
+        camera: CameraTokens(
+            visual_tokens=total,
+            floor=recipe.camera_floors.get(camera, 0),
+            mean=float(np.mean([left[camera] for left in done])),
+            least=min(left[camera] for left in done),
+            most=max(left[camera] for left in done),
+        )
+        for camera, total in zip(layout.cameras, tokens, strict=True)
+    }
+
+
+def _cost(plans: Iterable[PlanRecord], recipe: PruningRecipe | None) -> Cost | None:
     done = [plan for plan in plans if plan.visual_tokens_into_layers]
     if not done:
         return None
     splits = [latency_split(plan.timings_ms) for plan in done]
     published = None
-    if published_work is not None:
-        published = float(np.mean([published_work(plan.bucket) for plan in done]))
+    if recipe is not None:
+        works = [published_work_fraction(recipe, recipe.bucket(plan.bucket)) for plan in done]
+        published = float(np.mean(works))
     return Cost(
         visual_tokens_into_layers=float(np.mean([np.mean(plan.visual_tokens_into_layers) for plan in done])),
         work_fraction=float(np.mean([plan.work_fraction for plan in done])),

@@ -60,6 +60,29 @@ def stored_bundle():
 
 
 @pytest.fixture(scope="session")
+def floored_bundle(stored_bundle, tiny_vla, tmp_path_factory):
+    """`stored_bundle` with a floor of 9 tokens for CAM_BACK_LEFT: another recipe and selection, no more."""
+    pytest.importorskip("onnxscript")
+    from vla_autoprune import contract
+    from vla_autoprune.bundle import load_bundle, write_manifest
+    from vla_autoprune.export.export import trace
+    from vla_autoprune.models.adapter import LlavaAdapter
+    from vla_autoprune.recipe import with_camera_floors, write_recipe
+
+    folder = shutil.copytree(stored_bundle.path, tmp_path_factory.mktemp("floors") / "floored")
+    recipe = with_camera_floors(stored_bundle.recipe, {"CAM_BACK_LEFT": 9})
+    (vocabulary,) = stored_bundle.graphs[contract.HEAD].outputs[0].shape[1:]
+    graphs = contract.graphs(recipe, vocabulary)
+    selection = next(graph for graph in graphs if graph.name == contract.SELECT)
+    options = stored_bundle.manifest.options
+    proto = trace(LlavaAdapter(tiny_vla.model), recipe, selection, options.opset)
+    (folder / f"{contract.SELECT}.onnx").write_bytes(proto.SerializeToString())
+    write_recipe(recipe, folder / "recipe.json")
+    write_manifest(folder, recipe, graphs, options)
+    return load_bundle(folder)
+
+
+@pytest.fixture(scope="session")
 def recorded(stored_bundle, tmp_path_factory):
     """`stored_bundle` with a sample of what ONNX Runtime itself answers, in place of an original model."""
     import numpy as np

@@ -73,6 +73,7 @@ class Plan:
         timings_ms: milliseconds per step; "total" covers preprocessing to waypoints.
         flags: every deviation from what was asked for (camera filled in, bucket overridden, …).
         answer_tokens: tokens of the model's answer, its end token included; 0 where no model planned.
+        visual_tokens_left: per camera, the visual tokens that entered the last stage.
     """
 
     waypoints_in_ego: FloatArray
@@ -87,6 +88,7 @@ class Plan:
     timings_ms: Mapping[str, float]
     flags: tuple[str, ...] = field(default=())
     answer_tokens: int = 0
+    visual_tokens_left: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

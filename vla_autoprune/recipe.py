@@ -498,6 +498,39 @@ def build_recipe(
     )
 
 
+def with_camera_floors(recipe: PruningRecipe, camera_floors: Mapping[str, int]) -> PruningRecipe:
+    """The same recipe with other camera floors: every count is solved anew, the fitted slopes stay.
+
+    Args:
+        recipe: the recipe.
+        camera_floors: visual tokens per camera that every pruning point keeps at least, in place of those the
+            recipe has; a floor of 0 is none.
+
+    Returns:
+        A recipe that keeps the budgets. Counts change only where a stage would hold fewer tokens than the
+        floors ask for.
+
+    Raises:
+        RecipeError: a camera is not in the prompt, a floor exceeds its tokens, a budget cannot hold the
+            floors, or the recipe has the reference form, which knows none.
+    """
+    _check_floors(recipe.layout, camera_floors)
+    return build_recipe(
+        recipe.model,
+        recipe.layout,
+        decode_length=recipe.decode_length,
+        budgets=recipe.budgets,
+        mappings={budget: _mapping(recipe, budget) for budget in recipe.budgets},
+        form=recipe.form,
+        pruning_points=recipe.pruning_points,
+        hyperparameters=recipe.hyperparameters,
+        scorer=recipe.scorer,
+        recovery=recipe.recovery,
+        positions=recipe.positions,
+        camera_floors={camera: floor for camera, floor in camera_floors.items() if floor},
+    )
+
+
 def bucket_for(recipe: PruningRecipe, budget: float | None, complexity: float | None = None) -> Bucket:
     """The bucket a frame takes.
 
@@ -686,6 +719,21 @@ def _published_mapping(slopes: Sequence[float], constants: Hyperparameters, form
     return SlopeMapping(edges=edges, slopes=tuple(falling), fixed_slope=falling[len(falling) // 2])
 
 
+def _mapping(recipe: PruningRecipe, budget: float) -> SlopeMapping:
+    """The mapping that the buckets of a budget were made from."""
+    buckets = sorted(recipe.buckets_of(budget), key=lambda bucket: _ends(bucket.complexity))
+    return SlopeMapping(
+        edges=tuple(high for bucket in buckets if (high := bucket.complexity[1]) is not None),
+        slopes=tuple(bucket.slope for bucket in buckets),
+        fixed_slope=next(bucket.slope for bucket in buckets if bucket.default),
+    )
+
+
+def _ends(interval: tuple[float | None, float | None]) -> tuple[float, float]:
+    low, high = interval
+    return (-math.inf if low is None else low, math.inf if high is None else high)
+
+
 def _reference(
     model: ModelShape, layout: PromptLayout, budget: float, slope: float, constants: Hyperparameters
 ) -> ReferenceSchedule:
@@ -710,6 +758,7 @@ def _counts(
             f"budget {budget:g} is out of range; allowed: 0..1, both excluded (1 is the bucket {FULL!r})"
         )
     least = max(1, sum(floors.values()))
+    _require_room(model, layout, points, budget, floors)
     try:
         if form == "reference":
             schedule = _reference(model, layout, budget, slope, constants)
@@ -794,6 +843,28 @@ def _check_floors(layout: PromptLayout, floors: Mapping[str, int]) -> None:
             )
 
 
+def _require_room(
+    model: ModelShape,
+    layout: PromptLayout,
+    points: Sequence[int],
+    budget: float,
+    floors: Mapping[str, int],
+) -> None:
+    """Refuse floors that add up to more tokens than the stages of a budget can keep."""
+    total, visual = sum(floors.values()), layout.visual_tokens
+    if not total or (low := reachable_budget(visual, model.layers, points, total)) <= budget:
+        return
+    before = points[0] + 1
+    most = math.floor(visual * (budget * model.layers - before) / (model.layers - before) + 1e-9)
+    told = " and ".join(f"{camera} {floor}" for camera, floor in floors.items())
+    if most >= 1:  # else the budget is out of reach with no floors at all
+        raise RecipeError(
+            f"budget {budget:g} cannot hold the camera floors {told}: they add up to {total}, its last stage "
+            f"can keep at most {most} of {visual} visual tokens; allowed: floors that add up to 0..{most}, "
+            f"or budgets from {math.ceil(1e4 * low) / 1e4:g} on"
+        )
+
+
 def _check_bucket(recipe: PruningRecipe, bucket: Bucket) -> None:
     where = f"recipe bucket {bucket.name}"
     again = "; build the recipe anew with vla-autoprune calibrate instead of editing counts"
@@ -866,13 +937,7 @@ def _check_intervals(recipe: PruningRecipe, budget: float) -> None:
     defaults = [bucket.name for bucket in buckets if bucket.default]
     if len(defaults) != 1:
         raise RecipeError(f"recipe budget {budget:g} has default buckets {defaults}; exactly one is needed")
-    intervals = sorted(
-        (bucket.complexity for bucket in buckets),
-        key=lambda interval: (
-            -math.inf if interval[0] is None else interval[0],
-            math.inf if interval[1] is None else interval[1],
-        ),
-    )
+    intervals = sorted((bucket.complexity for bucket in buckets), key=_ends)
     lows = [interval[0] for interval in intervals]
     highs = [interval[1] for interval in intervals]
     if lows[0] is not None or highs[-1] is not None or lows[1:] != highs[:-1] or None in lows[1:]:

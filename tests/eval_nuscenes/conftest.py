@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from eval_nuscenes.nuscenes_reader import CameraView, Sample
 from eval_nuscenes.summary import Conditions, EvaluationSummary, SampleScores, score_sample, summarise
 from vla_autoprune.errors import PlanError
 from vla_autoprune.frame import CAMERAS, WAYPOINT_TIMES_S, Command, EgoState, Frame, Plan
-from vla_autoprune.recipe import PromptLayout
+from vla_autoprune.recipe import PromptLayout, PruningRecipe
 
 LIDAR_MOUNT = np.array(
     [[0.0, 1.0, 0.0, 0.94], [-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.84], [0.0, 0.0, 0.0, 1.0]]
@@ -221,7 +221,12 @@ def run_key() -> RunKey:
 def evaluated(run_key: RunKey, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Evaluated]:
     """Plan, score and sum up a drive with some variants."""
 
-    def run(drive: Drive, variants: Sequence[Variant], **options: Any) -> Evaluated:
+    def run(
+        drive: Drive,
+        variants: Sequence[Variant],
+        recipes: Mapping[str, PruningRecipe] | None = None,
+        **options: Any,
+    ) -> Evaluated:
         log = PlanLog(tmp_path_factory.mktemp("run"), run_key)
         records = list(plan_samples(drive, variants, log, warm_up=0))
         scored = [
@@ -242,7 +247,8 @@ def evaluated(run_key: RunKey, tmp_path_factory: pytest.TempPathFactory) -> Call
             ego_sources={"can_bus": len(drive)},
             warm_up=0,
         )
-        return Evaluated(drive, variants, records, scored, summarise(variants, records, scored, conditions))
+        summary = summarise(variants, records, scored, conditions, recipes)
+        return Evaluated(drive, variants, records, scored, summary)
 
     return run
 

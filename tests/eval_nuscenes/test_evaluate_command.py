@@ -18,9 +18,11 @@ pytest.importorskip("matplotlib")
 from eval_nuscenes.nuscenes_reader import NuScenesSplit
 from eval_nuscenes.nuscenes_writer import dataset_options, write_dataset
 from eval_nuscenes.summary import STEPS_OF_A_PLAN
-from vla_autoprune.bundle import Bundle
+from vla_autoprune import contract
+from vla_autoprune.bundle import Bundle, load_bundle, write_manifest
 from vla_autoprune.cli import app
 from vla_autoprune.errors import InputError
+from vla_autoprune.recipe import write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "synth"
     options = dataset_options(scenes=2, duration_s=4.0, width=96, height=54, kinds=("free", "lead"))
     return write_dataset(root, options, workers=1).root
+
+
+@pytest.fixture(scope="module")
+def lean_bundle(stored_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Without the buckets of 60 %."""
+    folder = shutil.copytree(stored_bundle.path, tmp_path_factory.mktemp("lean") / "lean")
+    whole = stored_bundle.recipe
+    buckets = tuple(bucket for bucket in whole.buckets if bucket.budget != 0.6)
+    recipe = whole.model_copy(update={"budgets": (0.4,), "buckets": buckets})
+    write_recipe(recipe, folder / "recipe.json")
+    (vocabulary,) = stored_bundle.graphs[contract.HEAD].outputs[0].shape[1:]
+    options = stored_bundle.manifest.options
+    write_manifest(folder, recipe, contract.graphs(recipe, vocabulary), options)
+    return load_bundle(folder)
 
 
 def evaluate(bundle: Bundle, world: Path, out: Path, *options: str) -> Result:
@@ -65,6 +81,64 @@ def test_a_run_writes_table_numbers_and_report(stored_bundle: Bundle, world: Pat
     tokens = {variant["name"]: variant["cost"]["visual_tokens_into_layers"] for variant in planned}
     assert tokens["full"] == tokens["images blanked"] == 96
     assert tokens["autoprune 40%"] == pytest.approx(0.4 * 96, abs=0.5)
+
+
+def test_floors_hold_on_every_frame_and_stand_beside_none(
+    stored_bundle: Bundle, floored_bundle: Bundle, world: Path, tmp_path: Path
+) -> None:
+    """Two bundles of one model at once: table, numbers and kept plans agree."""
+    plain, floored, floor = stored_bundle, floored_bundle, 9
+    options = ("--budgets", "0.4", "--policies", "autoprune", "--limit", "6")
+    where = ("--data", str(world), "--split", "all", "--out", str(tmp_path / "out"))
+    sources = (str(plain.path), str(floored.path))
+    result = CliRunner(env={"COLUMNS": "140"}).invoke(app, ["evaluate", *sources, *where, *options])
+    assert result.exit_code == 0, result.output
+    found = numbers(tmp_path / "out")
+    rows = {row["name"]: row for row in found["variants"]}
+    names = ["autoprune 40%", "autoprune 40% floored"]
+    assert list(rows) == ["full", *names, "images blanked", "constant velocity"]
+    assert found["conditions"]["key"]["planned_by"].count(",") == 1
+
+    (log,) = (tmp_path / "out").glob("plans-*.jsonl")
+    samples = [json.loads(line) for line in log.read_text().splitlines()[1:]]
+    left = {name: [sample["plans"][name]["visual_tokens_left"] for sample in samples] for name in names}
+    # Without a floor the camera has fewer somewhere: the floor has something to do.
+    assert min(each["CAM_BACK_LEFT"] for each in left[names[0]]) < floor
+    assert min(each["CAM_BACK_LEFT"] for each in left[names[1]]) >= floor
+    for name, bundle in zip(names, (plain, floored), strict=True):
+        sizes = {bucket.name: bucket.after_points[-1] for bucket in bundle.recipe.buckets}
+        plans = [sample["plans"][name] for sample in samples]
+        assert [sum(plan["visual_tokens_left"].values()) for plan in plans] == [
+            sizes[plan["bucket"]] for plan in plans
+        ]
+        (line,) = (
+            (line for line in result.output.splitlines() if line.startswith(f"│{name} ") and " ≥" in line)
+            if bundle is floored
+            else (None,)
+        )
+        for camera, stated in rows[name]["cameras"].items():
+            counts = [each[camera] for each in left[name]]
+            assert stated["visual_tokens"] == 16
+            assert stated["floor"] == (floor if bundle is floored and camera == "CAM_BACK_LEFT" else 0)
+            assert (stated["least"], stated["most"]) == (min(counts), max(counts))
+            assert stated["mean"] == pytest.approx(np.mean(counts))
+            told = f" {np.mean(counts):.1f} {min(counts)}-{max(counts)}"
+            assert line is None or told in line
+    difference = rows[names[1]]["planning"]["uniad"]["l2_above_counterpart_m"]["mean"]
+    means = [rows[name]["planning"]["uniad"]["l2_m"][3]["mean"] for name in names]
+    assert difference == pytest.approx(means[1] - means[0])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Bundles against each other" in page and f"floor {floor}</small>" in page
+
+
+def test_a_budget_that_another_bundle_lacks_is_named(
+    stored_bundle: Bundle, lean_bundle: Bundle, world: Path, tmp_path: Path
+) -> None:
+    where = ("--data", str(world), "--split", "all", "--out", str(tmp_path / "out"))
+    result = CliRunner().invoke(app, ["evaluate", str(stored_bundle.path), str(lean_bundle.path), *where])
+    assert isinstance(result.exception, InputError)
+    assert "bundle lean: recipe has no budget 0.6; it offers 0.4" in str(result.exception)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_second_run_plans_nothing_again_and_says_the_same(
@@ -211,7 +285,9 @@ def test_sources_are_not_mixed_and_bundle_options_not_ignored(
     mixed = evaluate_files(world, tmp_path / "out", path, stored_bundle.path, tmp_path / "absent.json")
     assert "absent.json does not exist" in str(mixed.exception)
     mixed = evaluate_files(world, tmp_path / "out", path, stored_bundle.path)
-    assert "is a directory: give one bundle, or predictions files only" in str(mixed.exception)
+    assert "is a directory: give bundles or predictions files, not both at once" in str(mixed.exception)
+    twice = evaluate_files(world, tmp_path / "out", stored_bundle.path, stored_bundle.path)
+    assert "tiny_bundle: give each bundle once" in str(twice.exception)
     idle = evaluate_files(world, tmp_path / "out", path, "--budgets", "0.4")
     assert "--budgets is for a bundle, not predictions files" in str(idle.exception)
 

@@ -8,12 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval_nuscenes.evaluation import PlanLog, RunKey, Variant, plan_samples, planner_variants
+from eval_nuscenes.evaluation import (
+    PlanLog,
+    PlannerSource,
+    RunKey,
+    Variant,
+    counterparts,
+    plan_samples,
+    planner_variants,
+    pruned_example,
+)
 from vla_autoprune.errors import InputError
 
 
 def test_variants_are_the_unpruned_the_pairs_and_the_references(pretend_planner: type) -> None:
-    variants = planner_variants(pretend_planner, (0.6, 0.25))
+    variants = planner_variants([PlannerSource("bundle", pretend_planner)], (0.6, 0.25))
     assert [variant.name for variant in variants] == [
         "full",
         "autoprune 60%",
@@ -28,9 +37,36 @@ def test_variants_are_the_unpruned_the_pairs_and_the_references(pretend_planner:
 
 
 def test_policies_are_chosen_and_count_once(pretend_planner: type) -> None:
-    variants = planner_variants(pretend_planner, (0.6,), ("uniform", "fixed", "uniform"))
+    variants = planner_variants(
+        [PlannerSource("bundle", pretend_planner)], (0.6,), ("uniform", "fixed", "uniform")
+    )
     assert [variant.name for variant in variants[1:-2]] == ["uniform 60%", "fixed 60%"]
     assert [variant.agent.policy for variant in variants[1:-2]] == ["uniform", "fixed"]
+
+
+def test_further_bundles_stand_beside_the_first_and_carry_their_name(pretend_planner: type) -> None:
+    sources = [
+        PlannerSource("bundle", pretend_planner),
+        PlannerSource("front12", pretend_planner, own_full=False),
+        PlannerSource("other", pretend_planner),
+    ]
+    variants = planner_variants(sources, (0.6, 0.25), ("autoprune",))
+    assert [(variant.name, variant.bundle) for variant in variants] == [
+        ("full", "bundle"),
+        ("full other", "other"),
+        ("autoprune 60%", "bundle"),
+        ("autoprune 60% front12", "front12"),
+        ("autoprune 60% other", "other"),
+        ("autoprune 25%", "bundle"),
+        ("autoprune 25% front12", "front12"),
+        ("autoprune 25% other", "other"),
+        ("images blanked", "bundle"),
+        ("constant velocity", ""),
+    ]
+    example = pruned_example(variants)
+    assert example is not None and example.name == "autoprune 25%"
+    beside = [variant.name for variant in counterparts(variants, example)]
+    assert beside == ["autoprune 25% front12", "autoprune 25% other"]
 
 
 def test_variants_take_turns_on_each_frame_after_a_warm_up(
@@ -127,7 +163,7 @@ def test_references_need_no_pixels(
     run_key: RunKey, make_drive: Callable, pretend_planner: type, tmp_path: Path
 ) -> None:
     drive = make_drive(scenes=1, keyframes=2)
-    variants = planner_variants(pretend_planner, (0.25,))
+    variants = planner_variants([PlannerSource("bundle", pretend_planner)], (0.25,))
     (record, _) = plan_samples(drive, variants, PlanLog(tmp_path, run_key))
     straight = np.array(record.plans["constant velocity"].waypoints_in_ego)
     np.testing.assert_allclose(straight[:, 0], 4.0 * np.arange(0.5, 3.1, 0.5))

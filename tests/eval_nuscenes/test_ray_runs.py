@@ -26,7 +26,7 @@ def bundle_run(stored_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) 
     options = dataset_options(scenes=1, duration_s=6.0, width=96, height=54, kinds=("lead",))
     write_dataset(root, options, workers=1)
     samples = SplitChoice(root, "v1.0-synth", "all")
-    return BundleRun(stored_bundle.path, samples, budgets=(0.4,), threads=1, warm_up=1)
+    return BundleRun((stored_bundle.path,), samples, budgets=(0.4,), threads=1, warm_up=1)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_what_a_replica_cannot_read_is_told(bundle_run: BundleRun, run_key: RunK
 
 @pytest.mark.usefixtures("cluster")
 def test_a_replica_that_cannot_start_is_told(bundle_run: BundleRun) -> None:
-    broken = BundleRun(bundle_run.bundle / "absent", bundle_run.samples)
+    broken = BundleRun((bundle_run.bundles[0] / "absent",), bundle_run.samples)
     with RayRun("local", 1, broken.open) as replicas, pytest.raises(VlaError, match="absent"):
         _ = replicas.machine
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,12 +13,19 @@ import numpy as np
 import pytest
 
 from eval_nuscenes.bootstrap import Interval
-from eval_nuscenes.evaluation import planner_variants
+from eval_nuscenes.evaluation import PlannerSource, planner_variants
 from eval_nuscenes.headlines import headlines
 from eval_nuscenes.report import scene_views, token_views, worst_views, write_report
 from eval_nuscenes.summary import EvaluationSummary
 from vla_autoprune.frame import CAMERAS, Frame, Plan
-from vla_autoprune.recipe import ModelShape, PromptLayout, PruningRecipe, bucket_for, build_recipe
+from vla_autoprune.recipe import (
+    ModelShape,
+    PromptLayout,
+    PruningRecipe,
+    bucket_for,
+    build_recipe,
+    with_camera_floors,
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,35 +44,43 @@ def written(
     evaluated: Callable,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[str, EvaluationSummary]:
+    recipes = {"bundle": recipe, "front12": with_camera_floors(recipe, {"CAM_FRONT": 12})}
+
     @dataclasses.dataclass(frozen=True)
     class Planner:
+        recipe: PruningRecipe
         budget: float | None
         policy: str
 
         def plan(self, frame: Frame) -> Plan:
+            recipe = self.recipe
             plan = pretend_planner(self.budget, self.policy).plan(frame)
             bucket = bucket_for(recipe, self.budget, plan.complexity)
             into = bucket.visual_tokens_into_layers
             kept = tuple(np.arange(into[layers[0]]) for layers in recipe.stages)
+            left = np.bincount(recipe.layout.camera_of_visual[kept[-1]], minlength=6)
             return dataclasses.replace(
                 plan,
                 bucket=bucket.name,
                 visual_tokens_into_layers=into,
                 kept_visual=kept,
                 flags=("pretended",),
+                visual_tokens_left=dict(zip(recipe.layout.cameras, left.tolist(), strict=True)),
             )
 
     folder = tmp_path_factory.mktemp("report")
-    found = evaluated(make_drive(keyframes=11), planner_variants(Planner, recipe.budgets))
-    pruned = found.variants[3]
+    sources = [PlannerSource(name, partial(Planner, each), False) for name, each in recipes.items()]
+    found = evaluated(make_drive(keyframes=11), planner_variants(sources, recipe.budgets), recipes)
+    pruned = found.variants[5]
+    assert pruned.name == "autoprune 25%"
     shown = found.drive, found.records, found.scored
     path = folder / "report.html"
     write_report(
         path,
         found.summary,
-        recipe,
+        recipes,
         scene_views(*shown, pruned.name, count=3),
-        token_views(found.drive, found.records, pruned, CAMERAS)[:1],
+        token_views(found.drive, found.records, [pruned, found.variants[6]], CAMERAS)[:1],
         worst_views(*shown, pruned, CAMERAS, count=2),
     )
     assert [file.name for file in folder.glob("report*")] == ["report.html"]
@@ -116,10 +132,37 @@ def test_every_variant_protocol_and_condition_is_named(written: tuple[str, Evalu
 
 def test_plots_take_the_ink_of_the_page(written: tuple[str, EvaluationSummary]) -> None:
     page, _ = written
-    plots, worst, stages = 7, 2, 4
+    plots, worst, stages = 8 + 2, 2, 2 * 4  # retention and complexity once per bundle
     assert page.count("<svg") == plots + worst
     assert "currentColor" in page
     assert page.count("data:image/jpeg") == stages + 2 * worst
+
+
+def test_bundles_stand_against_each_other(written: tuple[str, EvaluationSummary]) -> None:
+    page, summary = written
+    assert summary.bundles == ("bundle", "front12")
+    (row,) = (row for row in summary.variants if row.name == "autoprune 25% front12")
+    assert row.counterpart == "autoprune 25%"
+    difference = row.planning["standard"].l2_above_counterpart_m
+    assert difference is not None and difference.mean is not None
+    cells = f"<th>{row.name}</th><td>{row.counterpart}</td><td>standard</td><td>{difference.mean:+.3f}"
+    assert cells in page
+    said = f"autoprune 25% front12 against autoprune 25%: standard L2 {difference.mean:+.3f} m"
+    assert any(sentence.startswith(said) for sentence in headlines(summary))
+
+
+def test_what_is_left_of_each_camera_is_shown(written: tuple[str, EvaluationSummary]) -> None:
+    page, summary = written
+    rows = [row for row in summary.variants if row.budget is not None]
+    assert len(rows) == 8
+    for row in rows:
+        floor = 12 if row.bundle == "front12" else 0
+        assert {camera: left.floor for camera, left in row.cameras.items() if left.floor} == (
+            {"CAM_FRONT": floor} if floor else {}
+        )
+        left = row.cameras["CAM_FRONT"]
+        told = f", floor {floor}" if floor else ""
+        assert f"<td>{left.mean:.1f}<small>{left.least} to {left.most}{told}</small></td>" in page
 
 
 def test_the_worst_samples_come_first_one_per_scene(written: tuple[str, EvaluationSummary]) -> None:
@@ -158,7 +201,7 @@ def test_few_samples_are_called_few(written: tuple[str, EvaluationSummary]) -> N
 def test_what_counts_no_sample_is_a_dash(
     make_drive: Callable, pretend_planner: type, evaluated: Callable, tmp_path: Path
 ) -> None:
-    variants = planner_variants(pretend_planner, (0.25,))
+    variants = planner_variants([PlannerSource("bundle", pretend_planner)], (0.25,))
     summary = evaluated(make_drive(scenes=2, keyframes=2), variants).summary
     write_report(tmp_path / "report.html", summary)
     page = (tmp_path / "report.html").read_text()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from eval_nuscenes.evaluation import Variant, planner_variants
+from eval_nuscenes.evaluation import PlannerSource, Variant, planner_variants
 from eval_nuscenes.summary import EvaluationSummary, latency_split
 from vla_autoprune.bundle import Bundle
 from vla_autoprune.frame import CAMERAS, Command, EgoState, Frame
@@ -15,7 +15,9 @@ from vla_autoprune.frame import CAMERAS, Command, EgoState, Frame
 
 @pytest.fixture(scope="module")
 def summary(make_drive: Callable, pretend_planner: type, evaluated: Callable) -> EvaluationSummary:
-    return evaluated(make_drive(keyframes=11), planner_variants(pretend_planner, (0.6, 0.25))).summary
+    return evaluated(
+        make_drive(keyframes=11), planner_variants([PlannerSource("bundle", pretend_planner)], (0.6, 0.25))
+    ).summary
 
 
 def test_every_protocol_counts_its_own_samples(summary: EvaluationSummary) -> None:

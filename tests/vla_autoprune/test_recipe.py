@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from vla_autoprune.cli import app
-from vla_autoprune.errors import RecipeError
+from vla_autoprune.errors import RecipeError, VlaError
 from vla_autoprune.frame import CAMERAS
 from vla_autoprune.pruning.calibration import SlopeMapping
 from vla_autoprune.pruning.schedule import reference_schedule
@@ -33,6 +33,7 @@ from vla_autoprune.recipe import (
     read_recipe,
     rows_into_layers,
     symbols,
+    with_camera_floors,
     write_recipe,
 )
 
@@ -145,6 +146,62 @@ def test_camera_floors_hold_at_every_point() -> None:
     recipe = build_recipe(SMALL, layout(), decode_length=12, camera_floors=floors)
     assert all(min(bucket.kept) >= 12 for bucket in recipe.buckets)
     assert minimum_budget(SMALL, layout(), camera_floors=floors) > minimum_budget(SMALL, layout())
+
+
+@pytest.mark.parametrize("recovery", [False, True])
+def test_floors_change_nothing_else_and_come_off_again(recovery: bool) -> None:
+    mapping = SlopeMapping(edges=(0.5, 0.5), slopes=(0.4, 0.0, 0.2), fixed_slope=0.2)
+    options = {"mappings": {0.25: mapping}, "scorer": Scorer(reduction="max"), "recovery": recovery}
+    recipe = build_recipe(SMALL, layout(), decode_length=12, **options)
+    floored = with_camera_floors(recipe, {"CAM_FRONT": 20, "CAM_BACK": 0})
+    assert floored.camera_floors == {"CAM_FRONT": 20}
+    assert all(min(bucket.kept) >= 20 for bucket in floored.buckets)
+    assert floored.sha256 != recipe.sha256
+    for old, new in zip(recipe.buckets, floored.buckets, strict=True):
+        same = ("name", "budget", "slope", "complexity", "default")
+        assert [getattr(new, field) for field in same] == [getattr(old, field) for field in same]
+        if min(old.kept) >= 20:
+            assert new == old
+    assert floored.buckets != recipe.buckets
+    assert with_camera_floors(floored, {}) == recipe
+
+
+def test_floors_beyond_what_a_budget_can_keep_are_refused(recipe: PruningRecipe) -> None:
+    most = 30  # 216 tokens enter the first of 8 layers; 54 * 8 = 216 + 7 * 30.9
+    wanted = {"CAM_FRONT": most}
+    assert min(bucket.kept[-1] for bucket in with_camera_floors(recipe, wanted).buckets) == most
+    told = (
+        r"budget 0\.25 cannot hold the camera floors CAM_FRONT 30 and CAM_BACK 1: they add up to 31, .* at "
+        r"most 30 of 216 .* allowed: floors that add up to 0\.\.30, or budgets from 0\.2506 on"
+    )
+    with pytest.raises(RecipeError, match=told):
+        with_camera_floors(recipe, {**wanted, "CAM_BACK": 1})
+
+
+def test_floors_are_given_on_the_command_line(recipe: PruningRecipe, tmp_path: Path) -> None:
+    write_recipe(recipe, tmp_path / "recipe.json")
+    out = tmp_path / "made" / "front12.json"
+    command = ["recipe", "floors", str(tmp_path), "--out", str(out), "--camera-floors"]
+    done = CliRunner().invoke(app, [*command, "CAM_FRONT=8, CAM_BACK=4"])
+    assert done.exit_code == 0, done.output
+    assert "b25_s1: visual tokens into stages were 216 → 57 → 36 → 10, now 216 → " in done.output
+    assert "floors CAM_FRONT 8, CAM_BACK 4; they add up to 12 of at least 12 visual tokens" in done.output
+    assert read_recipe(out) == with_camera_floors(recipe, {"CAM_FRONT": 8, "CAM_BACK": 4})
+    shown = CliRunner(env={"COLUMNS": "140"}).invoke(app, ["recipe", "show", str(out)]).output
+    assert f"sha256 {read_recipe(out).sha256[:16]}" in shown and "floors CAM_FRONT 8, CAM_BACK 4" in shown
+    for wrong, why in (
+        (
+            "CAM_TOP=1",
+            "--camera-floors CAM_TOP=1: camera_floors names CAM_TOP; the prompt has CAM_FRONT_LEFT",
+        ),
+        ("CAM_BACK=37", "camera_floors.CAM_BACK is 37; allowed: 0..36"),
+        ("CAM_BACK=31", "cannot hold the camera floors CAM_BACK 31"),
+        ("CAM_BACK=1,CAM_BACK=2", "CAM_BACK is named twice"),
+    ):
+        out.unlink(missing_ok=True)
+        refused = CliRunner().invoke(app, [*command, wrong])
+        assert isinstance(refused.exception, VlaError) and why in str(refused.exception)
+        assert not out.exists()
 
 
 def test_reference_form_holds_the_published_counts() -> None:

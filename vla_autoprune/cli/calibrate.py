@@ -25,6 +25,7 @@ from vla_autoprune.cli.options import (
     BackendName,
     CommandSource,
     PrecisionName,
+    camera_floors,
     comma_list,
     finite,
     gathered,
@@ -151,7 +152,7 @@ def calibrate(
     with gathered(faults):
         after = None if points is None else comma_list("--points", points, int, "1,3,5", "layers")
     with gathered(faults):
-        kept_first = {} if floors is None else _floors(floors)
+        kept_first = {} if floors is None else camera_floors(floors)
     with gathered(faults):
         require_backend(backend.value, precision.value)
     with gathered(faults):
@@ -216,14 +217,6 @@ def _share(text: str) -> float:
     if not 0 < value < 1:
         raise ValueError(text)
     return value
-
-
-def _floors(text: str) -> dict[str, int]:
-    def pair(entry: str) -> tuple[str, int]:
-        camera, count = entry.split("=")
-        return camera.strip(), int(count)
-
-    return dict(comma_list("--camera-floors", text, pair, "CAM_FRONT=24,CAM_BACK=6", "CAMERA=N"))
 
 
 def _slopes(text: str | None) -> list[float]:

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
     from eval_nuscenes.evaluation import PlanLog, PrunedKind, RunKey, SampleRecord, Variant
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
     from eval_nuscenes.predictions import Predictions
-    from vla_autoprune.recipe import PruningRecipe
 
 Item = TypeVar("Item")
 
@@ -65,8 +63,9 @@ class EgoStateName(str, Enum):
 @app.command()
 def evaluate(
     sources: list[Path] = typer.Argument(
-        metavar="BUNDLE|PREDICTIONS…",
-        help="A directory that vla-autoprune export wrote, or files with plans that were made elsewhere.",
+        metavar="BUNDLE…|PREDICTIONS…",
+        help="A directory that vla-autoprune export wrote, and others to compare with it; or files with "
+        "plans that were made elsewhere.",
     ),
     data: Path = typer.Option(
         ..., "--data", metavar="ROOT", help="Data set in nuScenes format (its dataroot)."
@@ -123,15 +122,20 @@ def evaluate(
     threads: int | None = THREADS,
     warm_up: int = typer.Option(3, "--warm-up", min=0, help="Plans per variant before the first counts."),
 ) -> None:
-    """Score plans: a bundle's, unpruned and pruned in several ways, or those in predictions files.
+    """Score plans: bundles', unpruned and pruned in several ways, or those in predictions files.
 
     Open-loop L2 and collisions by protocols of your choice, taken at once
     and after each plan's latency; visual tokens, work, latency and KV cache,
-    measured side by side on each frame; pruning policies at equal latency.
+    measured side by side on each frame; pruning policies at equal latency;
+    visual tokens of each camera that survive. Bundles are compared with the
+    first one on the same frames, budget by budget.
     Prints a table, writes results.json and report.html to DIR. Interrupt it
     whenever you like: the same command goes on where it stopped.
 
     The synthetic world: vla-autoprune evaluate out/bundle --data out/synth
+
+    What camera floors do, after vla-autoprune recipe floors: vla-autoprune evaluate out/bundle out/front12
+    --data out/synth --budgets 0.25 --policies autoprune
 
     Two budgets, quickly: vla-autoprune evaluate out/bundle --data out/synth --budgets 0.4,0.25 --limit 40
 
@@ -143,7 +147,7 @@ def evaluate(
     """
     from eval_nuscenes import report, summary
     from eval_nuscenes.bundle_run import BundleRun, SplitChoice
-    from eval_nuscenes.evaluation import pruned_example
+    from eval_nuscenes.evaluation import counterparts, pruned_example
     from eval_nuscenes.metrics import protocol_named
     from eval_nuscenes.predictions import read_predictions
 
@@ -206,7 +210,7 @@ def evaluate(
     elif of_files is False:
         with gathered(faults):
             run = BundleRun(
-                bundle=sources[0],
+                bundles=tuple(sources),
                 samples=asked,
                 budgets=None if chosen is None else tuple(chosen),
                 policies=tuple(kinds),
@@ -256,11 +260,12 @@ def evaluate(
         latency_ms=latency_ms,
         warm_up=None if run is None else warm_up,
     )
-    published_work = None if run is None else partial(_published_work, run.recipe)
-    result = summary.summarise(planned.variants, planned.records, scored, conditions, published_work)
+    recipes = {} if run is None else run.recipes
+    result = summary.summarise(planned.variants, planned.records, scored, conditions, recipes)
     out.mkdir(parents=True, exist_ok=True)
     summary.write_summary(out / "results.json", result)
     example = pruned_example(planned.variants) or planned.variants[0]
+    compared = [example, *counterparts(planned.variants, example)]
     shown = samples, planned.records, scored
     cameras = ("CAM_FRONT",) if run is None else run.cameras
     with progress_bar() as progress:
@@ -268,9 +273,9 @@ def evaluate(
         report.write_report(
             out / "report.html",
             result,
-            None if run is None else run.recipe,
+            recipes,
             report.scene_views(*shown, example.name),
-            () if run is None else report.token_views(samples, planned.records, example, cameras),
+            () if run is None else report.token_views(samples, planned.records, compared, cameras),
             report.worst_views(*shown, example, cameras),
         )
     written = [out / "results.json", out / "report.html"]
@@ -294,17 +299,17 @@ class _Planned:
 
 
 def _are_files(sources: Sequence[Path], faults: list[str]) -> bool | None:
-    """Whether predictions files were given, or a bundle; None with a fault."""
+    """Whether predictions files were given, or bundles; None with a fault."""
     absent = [str(path) for path in sources if not path.exists()]
     if absent:
         faults.append(f"{', '.join(absent)} does not exist; give a bundle's directory or predictions files")
         return None
     folders = [path for path in sources if path.is_dir()]
-    if folders and len(sources) > 1:
-        faults.append(
-            f"{folders[0]} is a directory: give one bundle, or predictions files only, not {len(sources)} "
-            "mixed"
-        )
+    if folders and len(folders) < len(sources):
+        faults.append(f"{folders[0]} is a directory: give bundles or predictions files, not both at once")
+        return None
+    if len({path.resolve() for path in folders}) < len(folders):
+        faults.append(f"{', '.join(map(str, folders))}: give each bundle once")
         return None
     return not folders
 
@@ -343,7 +348,7 @@ def _plan_bundle(
 
     samples = run.split
     key = evaluation.RunKey(
-        planned_by=f"bundle {run.bundle.manifest.bundle_id}",
+        planned_by=f"bundle {', '.join(bundle.manifest.bundle_id for bundle in run.bundles.values())}",
         data_hash=samples.data_hash,
         variants=tuple(variant.name for variant in run.variants),
         command_source=samples.command_source,
@@ -363,7 +368,7 @@ def _plan_bundle(
             _finish(cluster.plan(samples, log), samples, log, console)
     records = [log.records[token] for token in samples.tokens]
     _require_a_plan(records, run.variants[0].name, log.path)
-    return _Planned(records, run.variants, key, f"bundle {run.run.bundle}")
+    return _Planned(records, run.variants, key, f"bundle {', '.join(map(str, run.run.bundles))}")
 
 
 def _require_a_plan(records: Sequence[SampleRecord], variant: str, path: Path) -> None:
@@ -411,9 +416,7 @@ def _score_files(
 
     there = set(predictions.covered(read, samples.tokens, allow_missing))
     for each in read:
-        console.print(
-            escape(f"{each.path}: {len(each.waypoints)} plans, {each.read_as}, frame {each.frame}")
-        )
+        console.print(escape(f"{each.path}: {len(each.waypoints)} plans, {each.read_as}, frame {each.frame}"))
     places = [index for index, token in enumerate(samples.tokens) if token in there]
     predictions.check_readings(read, samples, places)
     records = [
@@ -433,12 +436,6 @@ def _score_files(
     )
     files = ", ".join(f"{each.path.name} ({each.read_as}, frame {each.frame})" for each in read)
     return _Planned(records, variants, key, f"predictions {files}")
-
-
-def _published_work(recipe: PruningRecipe, bucket: str) -> float:
-    from vla_autoprune.recipe import published_work_fraction
-
-    return published_work_fraction(recipe, recipe.bucket(bucket))
 
 
 def _record(scene: str, samples: NuScenesSplit, planned: _Planned, variant: Variant, out: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from eval_nuscenes.bootstrap import Interval
-    from eval_nuscenes.summary import Cost, EvaluationSummary, Planning
+    from eval_nuscenes.summary import CameraTokens, Cost, EvaluationSummary, Planning, VariantSummary
 
 TABLE_WIDTH = 106
 """Columns when the output is no terminal, or more where the table has need of them."""
@@ -40,6 +40,13 @@ def print_evaluation(result: EvaluationSummary) -> None:
         console.print(_cost_table(result))
         console.print(
             "tokens: mean visual tokens into the layers. work: prefill FLOPs over unpruned.", style="dim"
+        )
+    if any(_is_pruned(variant) for variant in result.variants):
+        console.print(_camera_table(result))
+        console.print(
+            "Visual tokens of each camera that enter the last stage: mean, then least to most of a frame, "
+            "and after ≥ the recipe's floor.",
+            style="dim",
         )
     for protocol in result.protocols:
         edges = [
@@ -95,13 +102,37 @@ def _planning_table(result: EvaluationSummary) -> Table:
 
 def _cost_table(result: EvaluationSummary) -> Table:
     table = Table(header_style="bold", pad_edge=False)
-    table.add_column("variant", no_wrap=True)
+    table.add_column("variant", overflow="fold")
     for name in _COSTS:
         table.add_column(name, justify="right", no_wrap=True)
     for variant in result.variants:
         if variant.cost is not None:
             table.add_row(variant.name, *_cost_cells(variant.cost))
     return table
+
+
+def _is_pruned(variant: VariantSummary) -> bool:
+    return variant.budget is not None and bool(variant.cameras)
+
+
+def _camera_table(result: EvaluationSummary) -> Table:
+    """Visual tokens in the last stage, by camera."""
+    rows = [variant for variant in result.variants if _is_pruned(variant)]
+    cameras = list(dict.fromkeys(camera for row in rows for camera in row.cameras))
+    table = Table(header_style="bold", pad_edge=False)
+    table.add_column("variant", overflow="fold")
+    for camera in cameras:
+        table.add_column(camera.removeprefix("CAM_").replace("_", "\n"), justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row.name, *(_camera_cell(row.cameras.get(camera)) for camera in cameras))
+    return table
+
+
+def _camera_cell(left: CameraTokens | None) -> str:
+    if left is None:
+        return ""
+    floor = f" ≥{left.floor}" if left.floor else ""
+    return f"{left.mean:.1f} {left.least}-{left.most}{floor}"
 
 
 def _cost_cells(cost: Cost) -> Sequence[str]:

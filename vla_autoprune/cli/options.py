@@ -127,6 +127,24 @@ def comma_list(
     raise InputError(f"{option} is {text!r}; expected {what} separated by commas, like {example}")
 
 
+def camera_floors(text: str) -> dict[str, int]:
+    """Read `--camera-floors`, such as CAM_FRONT=24,CAM_BACK=6.
+
+    Raises:
+        InputError: an entry is none of the kind CAMERA=N, or a camera is named twice.
+    """
+
+    def pair(entry: str) -> tuple[str, int]:
+        camera, count = entry.split("=")
+        return camera.strip(), int(count)
+
+    pairs = comma_list("--camera-floors", text, pair, "CAM_FRONT=24,CAM_BACK=6", "CAMERA=N")
+    cameras = [camera for camera, _ in pairs]
+    if twice := [camera for camera in dict.fromkeys(cameras) if cameras.count(camera) > 1]:
+        raise InputError(f"--camera-floors is {text!r}; {', '.join(twice)} is named twice, expected once")
+    return dict(pairs)
+
+
 def finite(text: str) -> float:
     """A number, neither infinite nor NaN; raises ValueError for anything else."""
     with contextlib.suppress(ValueError):

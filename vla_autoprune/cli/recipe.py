@@ -1,4 +1,4 @@
-"""`vla-autoprune recipe`: look at a pruning recipe, and check one."""
+"""`vla-autoprune recipe`: look at a pruning recipe, check one, and give one camera floors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rich.panel import Panel
 from rich.table import Table
 
 from vla_autoprune.cli import app
-from vla_autoprune.cli.options import require_file
-from vla_autoprune.errors import InputError
+from vla_autoprune.cli.options import camera_floors, require_file
+from vla_autoprune.errors import InputError, RecipeError
 from vla_autoprune.files import write_whole
 from vla_autoprune.pruning.work import kv_mib, prefill_flops
 from vla_autoprune.recipe import (
@@ -26,6 +26,8 @@ from vla_autoprune.recipe import (
     published_work_fraction,
     read_recipe,
     rows_into_layers,
+    with_camera_floors,
+    write_recipe,
 )
 
 Cell = Callable[[Bucket], str]
@@ -34,7 +36,9 @@ WIDE = 140
 EIGHTHS = " ▁▂▃▄▅▆▇█"
 CHART_ROWS = 4
 
-recipe_app = typer.Typer(help="Look at a pruning recipe, and check one.", no_args_is_help=True)
+recipe_app = typer.Typer(
+    help="Look at a pruning recipe, check one, and give one camera floors.", no_args_is_help=True
+)
 app.add_typer(recipe_app, name="recipe")
 
 _FILE = typer.Argument(..., metavar="FILE", help="Recipe JSON, or a bundle directory that holds one.")
@@ -98,6 +102,52 @@ def check(file: Path = _FILE) -> None:
     )
 
 
+@recipe_app.command()
+def floors(
+    file: Path = _FILE,
+    wanted: str = typer.Option(
+        ...,
+        "--camera-floors",
+        metavar="CAMERA=N,…",
+        help="Visual tokens of these cameras that survive to the last stage, at least; in place of the "
+        "recipe's floors, and 0 takes one away.",
+    ),
+    out: Path = typer.Option(..., "--out", metavar="FILE", help="Recipe to write."),
+) -> None:
+    """Give a recipe other camera floors, without calibrating again.
+
+    Budgets and fitted slopes stay. A bucket's counts change only where a stage
+    would hold fewer tokens than the floors ask for. To see what floors do, export
+    both recipes and evaluate both bundles at once.
+
+    Example: vla-autoprune recipe floors out/bundle --camera-floors CAM_FRONT=12 --out out/front12.json
+
+    Then: vla-autoprune export out/front12 --recipe out/front12.json
+
+    And: vla-autoprune evaluate out/bundle out/front12 --data out/synth
+    """
+    require_file("--out", out)
+    given, before = camera_floors(wanted), _read(file)
+    try:
+        after = with_camera_floors(before, given)
+    except RecipeError as error:
+        raise InputError(f"--camera-floors {wanted}: {error}") from error
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_recipe(after, out)
+    console = Console(soft_wrap=True)
+    for old, new in zip(before.buckets, after.buckets, strict=True):
+        if old.after_points != new.after_points:
+            told = f"{_counts(before, old)}, now {_counts(after, new)}"
+            console.print(f"{new.name}: visual tokens into stages were {told}", highlight=False)
+    total, smallest = sum(after.camera_floors.values()), min(bucket.kept[-1] for bucket in after.buckets)
+    console.print(
+        f"wrote {out}: {_floors(after) or 'no floors'}; they add up to {total} of at least {smallest} visual "
+        "tokens in the last stage",
+        markup=False,
+        highlight=False,
+    )
+
+
 def _read(file: Path) -> PruningRecipe:
     return read_recipe(file / "recipe.json" if file.is_dir() else file)
 
@@ -126,8 +176,12 @@ def _encoder(recipe: PruningRecipe) -> str:
     if scorer.encoder_weight:
         layer = "" if scorer.encoder_layer is None else f" of tower layer {scorer.encoder_layer}"
         told = f"encoder score {scorer.encoder!r}{layer}, weight {scorer.encoder_weight:g}"
-    floors = ", ".join(f"{camera} {count}" for camera, count in recipe.camera_floors.items())
-    return f"{told}; floors {floors}" if floors else told
+    return "; ".join(filter(None, (told, _floors(recipe))))
+
+
+def _floors(recipe: PruningRecipe) -> str:
+    told = ", ".join(f"{camera} {count}" for camera, count in recipe.camera_floors.items())
+    return f"floors {told}" if told else ""
 
 
 def _layer_table(recipe: PruningRecipe, bucket: Bucket) -> Table:

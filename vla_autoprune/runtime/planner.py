@@ -14,7 +14,7 @@ from vla_autoprune import bundle as bundles
 from vla_autoprune import contract
 from vla_autoprune.bundle import Bundle
 from vla_autoprune.errors import BundleError, InputError, PlanError
-from vla_autoprune.frame import WAYPOINT_TIMES_S, FloatArray, Frame, Plan, Rehearsal
+from vla_autoprune.frame import WAYPOINT_TIMES_S, FloatArray, Frame, IntArray, Plan, Rehearsal
 from vla_autoprune.models.answers import read_answer_format
 from vla_autoprune.models.preprocess import read_preprocessing
 from vla_autoprune.models.prompt_template import read_prompt
@@ -86,6 +86,7 @@ class Planner:
         self.codec = read_answer_format(bundle.path / bundles.ACTIONS)
         self.prompt = read_prompt(bundle.path, self.recipe.layout)
         self._token_ids: NDArray[np.int64] = np.zeros(self.recipe.layout.length, dtype=np.int64)
+        self._camera_of_visual = self.recipe.layout.camera_of_visual
         self._check_fit()
         self.pipeline = pipeline or Pipeline(bundle, backend)
 
@@ -183,6 +184,7 @@ class Planner:
             timings_ms=dict(timings.ms),
             flags=self.prompt.notes(frame.ego),
             answer_tokens=len(tokens),
+            visual_tokens_left=self._of_cameras(prefill.kept_visual[-1]),
         )
 
     def _answer(
@@ -216,6 +218,12 @@ class Planner:
 
     def _choose_bucket(self, complexity: float) -> Bucket:
         return bucket_for(self.recipe, self.budget, None if self.policy == "fixed" else complexity)
+
+    def _of_cameras(self, visual: IntArray) -> dict[str, int]:
+        """How many of some visual tokens each camera has."""
+        cameras = self.recipe.layout.cameras
+        counts = np.bincount(self._camera_of_visual[visual], minlength=len(cameras))
+        return dict(zip(cameras, counts.tolist(), strict=True))
 
     def _ranking(self, token: str) -> FloatArray | None:
         layout = self.recipe.layout

@@ -99,9 +99,9 @@ def test_a_budget_gets_the_fitted_mapping_only_where_it_helps(stored_bundle, hel
 
 
 def test_camera_floors_are_read_and_refused_by_name():
-    from vla_autoprune.cli.calibrate import _floors
+    from vla_autoprune.cli.options import camera_floors
 
-    assert _floors("CAM_FRONT=24, CAM_BACK=6") == {"CAM_FRONT": 24, "CAM_BACK": 6}
+    assert camera_floors("CAM_FRONT=24, CAM_BACK=6") == {"CAM_FRONT": 24, "CAM_BACK": 6}
     for text in ("CAM_FRONT", "CAM_FRONT=many", "CAM_FRONT=1=2"):
         with pytest.raises(InputError, match=r"--camera-floors is .*; expected CAMERA=N separated by commas"):
-            _floors(text)
+            camera_floors(text)
