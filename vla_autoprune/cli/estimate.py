@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from vla_autoprune.cli import app
 from vla_autoprune.cli.options import comma_list, finite
+from vla_autoprune.cli.tables import figure_table, print_whole
 from vla_autoprune.errors import InputError
 from vla_autoprune.files import write_whole
 
@@ -94,8 +94,8 @@ def estimate(
     )
     for line in lines:
         console.print(line, highlight=False)
-    console.print(_bucket_table(found))
-    console.print(_stage_table(found[-1]))
+    print_whole(_bucket_table(found), console)
+    print_whole(_stage_table(found[-1]), console)
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(json_file, (json.dumps(_document(found, lines), indent=1) + "\n").encode())
@@ -146,6 +146,7 @@ def _range(
                 f"ceilings: {ceiling.source}",
                 f"calibrated on {calibration.source}; error on prefill and decoding of budgets left out up "
                 f"to {calibration.error:.0%}",
+                "stages larger than those profiled begin at the ceilings; much smaller ones may take longer",
                 "vision: taken to be as efficient as the prefill; the error does not cover it",
             ],
         )
@@ -164,11 +165,8 @@ def _range(
 
 
 def _bucket_table(found: tuple[BucketEstimate, ...]) -> Table:
-    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), title="milliseconds, from … to")
-    table.add_column("bucket", no_wrap=True)
     columns = ("tokens", "TFLOP", "GB", "KV MiB", "vision", "prefill", "decode", "sum", "speed-up")
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+    table = figure_table("milliseconds, from … to", columns, "bucket")
     full = found[0].ms()
     for row in found:
         flops, moved = (sum(getattr(stage.work, name) for stage in row.stages) for name in ("flops", "bytes"))
@@ -177,9 +175,9 @@ def _bucket_table(found: tuple[BucketEstimate, ...]) -> Table:
         table.add_row(
             row.bucket.name,
             f"{sum(into) / len(into):.0f}",
-            f"{flops / 1e12:.2f}",
-            f"{moved / 1e9:.1f}",
-            f"{row.kv_mib:.0f}",
+            _few(flops / 1e12),
+            _few(moved / 1e9),
+            _few(row.kv_mib),
             *(_span(row.ms(phase)) for phase in ("vision", "prefill", "decode")),
             _span((low, high)),
             _span((min(full[0] / low, full[1] / high), max(full[0] / low, full[1] / high)), 2),
@@ -188,19 +186,21 @@ def _bucket_table(found: tuple[BucketEstimate, ...]) -> Table:
 
 
 def _stage_table(row: BucketEstimate) -> Table:
-    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), title=f"stages of {row.bucket.name}")
-    table.add_column("stage", no_wrap=True)
-    for name in ("GFLOP", "MB", "KV MiB", "ms"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = figure_table(f"stages of {row.bucket.name}", ("GFLOP", "MB", "KV MiB", "ms"), "stage")
     for stage in row.stages:
         table.add_row(
             stage.name,
-            f"{stage.work.flops / 1e9:.1f}",
-            f"{stage.work.bytes / 1e6:.0f}",
-            f"{stage.kv_mib:.1f}" if stage.kv_mib else "",
+            _few(stage.work.flops / 1e9),
+            _few(stage.work.bytes / 1e6),
+            _few(stage.kv_mib) if stage.kv_mib else "",
             _span(stage.ms, 2),
         )
     return table
+
+
+def _few(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _span(values: tuple[float, float], digits: int = 0) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -24,6 +23,7 @@ from vla_autoprune.cli.options import (
     refuse,
     require_file,
 )
+from vla_autoprune.cli.tables import figure_table, print_whole
 from vla_autoprune.files import write_whole
 from vla_autoprune.progress import progress_bar
 
@@ -268,11 +268,11 @@ def print_profile(result: Profile, console: Console) -> None:
     """Buckets, the stages of the unpruned and of the leanest, and everything that qualifies them."""
     from vla_autoprune.profiling.roofline import amdahl
 
-    console.print(_phase_table(result))
-    console.print(_total_table(result))
+    print_whole(_phase_table(result), console)
+    print_whole(_total_table(result), console)
     leanest = min(result.buckets, key=lambda bucket: bucket.work_fraction)
     for name in dict.fromkeys((result.buckets[0].name, leanest.name)):
-        console.print(_stage_table(result, name))
+        print_whole(_stage_table(result, name), console)
     ceiling, memory = result.ceiling, result.memory
     console.print(
         f"ceilings: {_rate(ceiling.flops_per_s, 'GFLOP/s')}, {_rate(ceiling.bytes_per_s, 'GB/s')} "
@@ -294,7 +294,7 @@ def print_profile(result: Profile, console: Console) -> None:
                 highlight=False,
             )
     if result.ros is not None:
-        console.print(_ros_table(result.ros))
+        print_whole(_ros_table(result.ros), console)
     for state in result.sensors:
         said = [f"{name} {value} → {state.after.get(name, '–')}" for name, value in state.before.items()]
         style = "yellow" if state.throttled else None
@@ -311,7 +311,7 @@ def _phase_table(result: Profile) -> Table:
     from vla_autoprune.profiling.document import PHASES
 
     conditions = result.conditions
-    table = _table(
+    table = figure_table(
         f"{conditions.model} on {conditions.device}: medians in ms", ("tokens", "work", "KV MiB", *PHASES)
     )
     for bucket in result.buckets:
@@ -326,7 +326,7 @@ def _phase_table(result: Profile) -> Table:
 
 
 def _total_table(result: Profile) -> Table:
-    table = _table("whole plans, ms", ("p50", "p90", "p99", "max", "jitter", "p50 of a decoded token"))
+    table = figure_table("whole plans, ms", ("p50", "p90", "p99", "max", "jitter", "p50 of a decoded token"))
     for bucket in result.buckets:
         token = bucket.decode_per_token
         table.add_row(bucket.name, *_figures(bucket.total), _ms(None if token is None else token.p50))
@@ -340,7 +340,7 @@ def _stage_table(result: Profile, name: str) -> Table:
     assert bucket is not None
     clocks = " and ".join(sorted({stage.clock for stage in bucket.stages}))
     columns = ("rows", "p50", "p90", "p99", "max", "jitter", "GFLOP/s", "ceiling")
-    table = _table(f"bucket {name}: ms per plan by the {clocks} clock", columns)
+    table = figure_table(f"bucket {name}: ms per plan by the {clocks} clock", columns)
     for stage in bucket.stages:
         found = reached(stage, result.ceiling)
         share = ""
@@ -353,14 +353,6 @@ def _stage_table(result: Profile, name: str) -> Table:
             f"{found.flops_per_s / 1e9:.1f}" if found and found.flops_per_s else "",
             share,
         )
-    return table
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    """A name, then figures."""
-    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), title=title)
-    for name in ("", *columns):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
     return table
 
 
@@ -380,11 +372,8 @@ def _rate(value: float | None, unit: str) -> str:
 
 
 def _ros_table(ros: RosLatencies) -> Table:
-    table = Table(
-        "latency", pad_edge=False, title=f"{ros.plans} plans, {ros.refused} refused in {ros.recording}"
-    )
-    for name in ("p50", "p90", "p99", "max", "jitter"):
-        table.add_column(f"{name} ms", justify="right")
+    title = f"{ros.plans} plans, {ros.refused} refused in {ros.recording}: ms"
+    table = figure_table(title, ("p50", "p90", "p99", "max", "jitter"), "latency")
     for name, time in ros.latencies_ms.items():
         table.add_row(name, *_figures(time))
     return table
@@ -394,7 +383,7 @@ def _print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(f"A: {comparison.base}\nB: {comparison.other}", highlight=False)
     for difference in comparison.differences:
         console.print(f"differs: {difference}", style="yellow", highlight=False, markup=False)
-    table = _table("", ("A p50 ms", "B p50 ms", "B / A", "95 % interval", "verdict"))
+    table = figure_table("", ("A p50 ms", "B p50 ms", "B / A", "95 % interval", "verdict"))
     marks = {"slower": "[bold red]slower[/]", "faster": "[green]faster[/]", "no difference shown": "–"}
     for change in comparison.changes:
         ratio = change.ratio
@@ -407,7 +396,7 @@ def _print_comparison(comparison: Comparison, console: Console) -> None:
             interval,
             marks.get(change.verdict, change.verdict),
         )
-    console.print(table)
+    print_whole(table, console)
     slower = [f"{change.bucket} {change.what}" for change in comparison.regressions]
     console.print(f"regressions: {', '.join(slower) or 'none shown'}", highlight=False)
 

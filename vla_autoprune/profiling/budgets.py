@@ -83,7 +83,7 @@ def read_budgets(path: Path) -> Budgets:
 
     try:
         content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     try:
         budgets = Budgets.model_validate(content if content is not None else {})

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from vla_autoprune.errors import InputError
 from vla_autoprune.files import first_fault, read_json
-from vla_autoprune.profiling.document import Ceiling, Phase, Profile, Record, StageProfile, Work
+from vla_autoprune.profiling.document import PHASES, Ceiling, Phase, Profile, Record, StageProfile, Work
 from vla_autoprune.profiling.roofline import least_s
 from vla_autoprune.profiling.stage_work import phase_of, stage_work
 from vla_autoprune.pruning.work import kv_mib
@@ -202,12 +202,14 @@ class Calibration:
 
     Attributes:
         fits: (overhead in seconds per run, efficiency) by phase.
+        largest: least seconds of the largest run that was fitted, by phase.
         error: largest relative error of a bucket's prefill and decode, of buckets whose budget took no part
             in the fit.
         source: the measurement.
     """
 
     fits: Mapping[Phase, tuple[float, float]]
+    largest: Mapping[Phase, float]
     error: float
     source: str
 
@@ -241,14 +243,19 @@ def calibrate(profile: Profile) -> Calibration:
     for bucket in profile.buckets:
         rest = [stage for each, stage in counted if each.budget != bucket.budget]
         own = [stage for each, stage in counted if each is bucket]
-        fitted = Calibration(_fit(rest, profile.ceiling), 0.0, "")
+        fitted = Calibration(_fit(rest, profile.ceiling), {}, 0.0, "")
         predicted = sum(
             fitted.seconds(stage.phase, _least(stage, profile.ceiling), stage.runs_per_plan) for stage in own
         )
         errors.append(abs(predicted / (sum(stage.time.p50 for stage in own) / 1e3) - 1))
     conditions = profile.conditions
+    largest: dict[Phase, float] = {}
+    for _, stage in counted:
+        least = _least(stage, profile.ceiling) / stage.runs_per_plan
+        largest[stage.phase] = max(largest.get(stage.phase, 0.0), least)
     return Calibration(
         fits=_fit([stage for _, stage in counted], profile.ceiling),
+        largest=largest,
         error=max(errors),
         source=f"{conditions.model} on {conditions.device}, {conditions.frames} frames, {conditions.made}",
     )
@@ -327,14 +334,21 @@ def published_range(device: Device, precision: Precision) -> Range:
 
 
 def measured_range(calibration: Calibration, ceiling: Ceiling) -> Range:
-    """From a calibration, with its own error either way; the vision tower as efficient as the prefill."""
+    """From a calibration, with its own error either way; the vision tower as efficient as the prefill.
+
+    Larger products run more efficiently, by how much the profile cannot tell: for work beyond all that was
+    fitted the range begins at the ceilings.
+    """
 
     def seconds(phase: Phase, work: Work, runs: int) -> tuple[float, float]:
         found = least_s(work, ceiling)
         assert found is not None
         fitted: Phase = phase if phase in calibration.fits else "prefill"
         middle = calibration.seconds(fitted, found[0], runs)
-        return middle * (1 - min(calibration.error, 1.0)), middle * (1 + calibration.error)
+        low, high = middle * (1 - min(calibration.error, 1.0)), middle * (1 + calibration.error)
+        if found[0] / runs > calibration.largest[fitted]:
+            low = min(low, found[0])
+        return low, high
 
     return seconds
 
@@ -365,7 +379,7 @@ def estimate(
             **stage_work(recipe, bucket, model.vocabulary, decoded, weight, number, number),
         }
         caches = _caches(recipe, bucket, number)
-        for name, work in works.items():
+        for name, work in sorted(works.items(), key=lambda item: PHASES.index(phase_of(item[0]))):
             phase = phase_of(name)
             runs = max(decoded, 1) if phase == "decode" else 1
             low, high = seconds(phase, work, runs)

@@ -13,7 +13,7 @@ from vla_autoprune.errors import InputError, VlaError
 
 def run(*arguments, exit_code=0):
     result = CliRunner().invoke(
-        app, ["profile", *map(str, arguments)], env={"COLUMNS": "120"}, catch_exceptions=False
+        app, ["profile", *map(str, arguments)], env={"COLUMNS": "60"}, catch_exceptions=False
     )
     assert result.exit_code == exit_code, result.output
     return result.stdout
@@ -32,6 +32,7 @@ def measured(stored_bundle, tmp_path_factory):
 
 def test_a_bundle_is_measured_and_what_is_missing_is_said(measured, stored_bundle):
     files, printed = measured
+    assert "…" not in printed  # no figure is cut short
     assert "b40_s1" in printed and "select_00" in printed and "decode_stage_00" in printed
     assert "p99 needs 100" in printed and "device time is not measured" in printed
     assert "of an unpruned plan" in printed and "GFLOP/s" in printed

@@ -108,6 +108,8 @@ def test_limits_are_checked_and_what_cannot_be_checked_fails(tiny_profile):
         ("total_ms: {p95: 3}", r"total_ms.p95: Extra inputs are not permitted, got '3'"),
         ("total_ms: {p50: -3}", r"total_ms.p50: Input should be greater than 0, got '-3'"),
         ("total_ms: [", "is not YAML"),
+        ("\udc80", "is not YAML: 'utf-8' codec can't decode byte 0x80"),
+        ("total_ms: {p50: .nan}", "total_ms.p50: Input should be a finite number, got 'nan'"),
         ("", "limits nothing"),
         ("buckets: {full: {stages_ms: {vision: {}}}}", "limits nothing"),
     ],
@@ -115,7 +117,7 @@ def test_limits_are_checked_and_what_cannot_be_checked_fails(tiny_profile):
 def test_a_budget_file_that_makes_no_sense_is_refused(tmp_path, text, message):
     pytest.importorskip("yaml")
     path = tmp_path / "budgets.yaml"
-    path.write_text(text)
+    path.write_text(text, errors="surrogateescape")
     with pytest.raises(InputError, match=message):
         read_budgets(path)
 

@@ -114,8 +114,19 @@ def test_a_machine_that_obeys_the_model_is_found_without_error(tiny_profile):
     assert found.error < 1e-6
     assert 0.001 < calibrate(made(tiny_profile, 2e-4, 0.4, noise=0.05)).error < 0.2
     seconds = measured_range(found, tiny_profile.ceiling)
+    work = tiny_profile.buckets[0].stage("stage_00").work
+    low, high = seconds("prefill", work, 1)
+    assert low == pytest.approx(high) == pytest.approx(2e-4 + least_s(work, tiny_profile.ceiling)[0] / 0.4)
+
+
+def test_beyond_what_was_profiled_the_range_begins_at_the_ceilings(tiny_profile):
+    found = calibrate(made(tiny_profile, 2e-4, 0.4))
+    seconds = measured_range(found, tiny_profile.ceiling)
+    # 10^11 operations at the 10^11 a second of the made-up ceiling
     low, high = seconds("prefill", Work(flops=10**11, bytes=1), 1)
-    assert low == pytest.approx(high) == pytest.approx(2e-4 + 1.0 / 0.4)
+    assert low == 1.0 and high == pytest.approx(2e-4 + 1.0 / 0.4)
+    many, _ = seconds("decode", Work(flops=10**11, bytes=1), 10**9)
+    assert many == pytest.approx(10**9 * 2e-4 + 1.0 / 0.4)  # each run is small
 
 
 def test_the_error_is_of_budgets_that_took_no_part(tiny_profile):
@@ -139,7 +150,7 @@ def test_what_cannot_calibrate_is_refused(tiny_profile):
 
 def run(*arguments):
     return CliRunner().invoke(
-        app, ["estimate", *map(str, arguments)], env={"COLUMNS": "120"}, catch_exceptions=False
+        app, ["estimate", *map(str, arguments)], env={"COLUMNS": "60"}, catch_exceptions=False
     )
 
 
@@ -147,6 +158,7 @@ def test_the_command_states_sources_and_error(tiny_profile, stored_bundle, tmp_p
     out = tmp_path / "estimate.json"
     published = run("--model", "qwen3-vl-4b", "--device", "orin", "--precision", "int4", "--json", out)
     assert published.exit_code == 0, published.output
+    assert "…" not in published.stdout.replace(" … ", "")  # no figure is cut short
     assert "Technical Brief" in published.stdout and "the error is not known" in published.stdout
     content = json.loads(out.read_text())
     assert [row["bucket"]["name"] for row in content["buckets"]] == ["full", "b60_s0", "b40_s0", "b25_s0"]
