@@ -21,7 +21,7 @@ def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> No
         content: all of it, or what writes it into an open file.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind.
+        OSError: it cannot be written; it names the file, and nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -31,6 +31,10 @@ def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> No
             else:
                 file.write(content)
         temporary.replace(path)
+    except OSError as error:
+        if error.filename is None:  # of a full disk
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

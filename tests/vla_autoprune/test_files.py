@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 
 from vla_autoprune.files import write_whole
@@ -36,3 +39,15 @@ def test_a_failure_keeps_the_older_file_and_leaves_nothing(tmp_path):
     with pytest.raises(OSError):
         write_whole(occupied, b"new")
     assert list(tmp_path.iterdir()) == [occupied]
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
+    path = tmp_path / "report.json"
+
+    def full(file):
+        file.write(b"hal")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_whole(path, full)
+    assert caught.value.filename == str(path) and list(tmp_path.iterdir()) == []

@@ -235,10 +235,11 @@ def require_file(option: str, path: Path) -> None:
     """Refuse a place where no file can be written, before any work starts.
 
     Raises:
-        InputError: it is a directory, or its directory cannot be made or written to.
+        InputError: it is a directory or device, or its directory cannot be made or written to.
     """
-    if path.is_dir():
-        raise InputError(f"{option} {path} is a directory; give the name of a file")
+    if path.exists() and not path.is_file():
+        kind = "a directory" if path.is_dir() else "a device or pipe"
+        raise InputError(f"{option} {path} is {kind}; give the name of a file")
     _require_writable(option, path, path.parent)
 
 

@@ -22,6 +22,7 @@ from vla_autoprune.cli.options import (
     gathered,
     refuse,
     require_file,
+    told_when_interrupted,
 )
 from vla_autoprune.cli.tables import figure_table, print_whole
 from vla_autoprune.files import write_whole
@@ -155,6 +156,7 @@ def _measure(
     from vla_autoprune.profiling.ceilings import better, measure_ceiling
     from vla_autoprune.profiling.measure import Run, synthetic_frames
     from vla_autoprune.profiling.measure import profile as run_profile
+    from vla_autoprune.profiling.roofline import ceiling_doubts
     from vla_autoprune.profiling.sensors import find_sensors
     from vla_autoprune.runtime.planner import Planner
 
@@ -174,7 +176,8 @@ def _measure(
             input=", ".join(map(str, images)) or "coloured noise, seed 0",
             rehearse=not recorded,
         )
-        with progress_bar() as bar:
+        left = "nothing has been written; the same command starts from the beginning"
+        with told_when_interrupted(lambda: left), progress_bar() as bar:
             task = bar.add_task("machine's ceilings", total=None)
             ceiling = measure_ceiling(opened, threads)
             result = run_profile(
@@ -192,6 +195,7 @@ def _measure(
             if opened.clock == "host":
                 ceiling = better(ceiling, measure_ceiling(opened, threads))
         result = result.model_copy(update={"ceiling": ceiling})
+        result = result.model_copy(update={"notes": (*result.notes, *ceiling_doubts(result))})
         if trace is not None:
             _trace(planner, recorded, result, trace)
         return result

@@ -8,6 +8,9 @@ from typing import Literal
 from vla_autoprune.profiling.document import BucketProfile, Ceiling, Profile, StageProfile, Work
 from vla_autoprune.recipe import FULL
 
+TOLERATED_EXCESS = 0.05
+"""Another library's matrix product may be so much faster than the one that set the ceiling."""
+
 
 @dataclass(frozen=True)
 class Reached:
@@ -45,6 +48,28 @@ def reached(stage: StageProfile, ceiling: Ceiling) -> Reached | None:
         bytes_per_s=stage.work.bytes / seconds,
         bound=least[1] if least else None,
         share=least[0] / seconds if least else None,
+    )
+
+
+def ceiling_doubts(profile: Profile) -> tuple[str, ...]:
+    """What says that the ceilings are too low: arithmetic faster than the fastest; none in most profiles.
+
+    Above the memory's ceiling stages may well be, on data that stayed in a cache.
+    """
+    found = [
+        (seen.share, stage.name, bucket.name)
+        for bucket in profile.buckets
+        for stage in bucket.stages
+        if (seen := reached(stage, profile.ceiling)) is not None
+        and seen.bound == "compute"
+        and seen.share is not None
+    ]
+    share, stage, bucket = max(found, default=(0.0, "", ""))
+    if share <= 1 + TOLERATED_EXCESS:
+        return ()
+    return (
+        f"{stage} of {bucket} reached {share:.0%} of the ceiling of arithmetic: the ceilings were measured "
+        "while other programs took the machine's time, and shares of them are too high",
     )
 
 

@@ -46,6 +46,8 @@ def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
             require_directory("--out", path)
     with pytest.raises(InputError, match="is a directory; give the name of a file"):
         require_file("--out", tmp_path)
+    with pytest.raises(InputError, match="--out /dev/null is a device or pipe; give the name of a file"):
+        require_file("--out", Path("/dev/null"))
     with pytest.raises(InputError, match=r"--out .*recipe\.json: .*file is a file"):
         require_file("--out", tmp_path / "file" / "recipe.json")
 

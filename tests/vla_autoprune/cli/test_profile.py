@@ -98,6 +98,19 @@ def test_what_is_no_bundle_no_profile_or_not_there_is_refused(stored_bundle, tmp
         run(tmp_path / "other.json", "--backend", "torch")
 
 
+def test_an_interrupt_says_what_is_left(stored_bundle, tmp_path, monkeypatch):
+    from vla_autoprune.runtime.pipeline import Pipeline
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pipeline, "encode", interrupted)
+    command = ["profile", str(stored_bundle.path), "--frames", "1", "--json", str(tmp_path / "a.json")]
+    found = CliRunner().invoke(app, command, env={"COLUMNS": "120"})
+    assert found.exit_code == 130 and "interrupted: nothing has been written" in found.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_gpu_that_is_absent_is_said(stored_bundle):
     from vla_autoprune.errors import BackendError
 
