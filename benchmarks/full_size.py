@@ -22,15 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapes
 
-MODELS = ("llava-1.5-7b", "qwen2.5-vl-7b")
-VISUAL, SIDE_LLAVA, SIDE_QWEN = 576, 336, 672
-TEXT_BEFORE, TEXT_AFTER, DECODE = 35, 29, 32
+from vla_autoprune.profiling.estimate import models
+
+DECODE = 32
 HEAD_PART = 16
 """The head is timed with that fraction of the vocabulary."""
 
 
-def random_model(name: str) -> tuple[Any, int]:
+def random_model(name: str, shrink: int) -> tuple[Any, int]:
     """Two decoder layers of a model's shapes in float32 with a small tower, and its full depth."""
     import torch
     import transformers
@@ -38,63 +39,18 @@ def random_model(name: str) -> tuple[Any, int]:
     from vla_autoprune.models.families import adapter_for
 
     torch.manual_seed(0)
-    if name == "llava-1.5-7b":
-        config: Any = transformers.LlavaConfig(
-            vision_config=transformers.CLIPVisionConfig(
-                hidden_size=64,
-                intermediate_size=64,
-                num_hidden_layers=1,
-                num_attention_heads=1,
-                image_size=SIDE_LLAVA,
-                patch_size=14,
-            ),
-            text_config=transformers.LlamaConfig(
-                vocab_size=32064 // HEAD_PART,
-                hidden_size=4096,
-                intermediate_size=11008,
-                num_hidden_layers=2,
-                num_attention_heads=32,
-                num_key_value_heads=32,
-                max_position_embeddings=4096,
-            ),
-            image_token_index=1000,
-            vision_feature_layer=-1,
-        )
-        return adapter_for(transformers.LlavaForConditionalGeneration._from_config(config)), 32
-    rotary = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
-    config = transformers.Qwen2_5_VLConfig(
-        vision_config={
-            "depth": 1,
-            "hidden_size": 64,
-            "intermediate_size": 64,
-            "num_heads": 1,
-            "out_hidden_size": 3584,
-            "fullatt_block_indexes": [0],
-        },
-        text_config={
-            "vocab_size": 152064 // HEAD_PART,
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "rope_parameters": rotary,
-        },
-        image_token_id=1000,
+    config = shapes.configuration(
+        name, layers=2, part_of_vocabulary=HEAD_PART, small_tower=True, shrink=shrink
     )
-    return adapter_for(transformers.Qwen2_5_VLForConditionalGeneration._from_config(config)), 28
+    kind = getattr(transformers, config.architectures[0])
+    return adapter_for(kind._from_config(config)), models()[name].decoder.layers
 
 
 def recipes(model: Any, name: str, depth: int, budgets: tuple[float, ...]) -> tuple[Any, Any]:
     """The recipe of the full depth, and one of the two layers that are exported, a stage each."""
-    from vla_autoprune.recipe import PromptLayout, Scorer, build_recipe
+    from vla_autoprune.recipe import Scorer, build_recipe
 
-    side = SIDE_LLAVA if name == MODELS[0] else SIDE_QWEN
-    layout = PromptLayout(
-        segments=(("text", TEXT_BEFORE), ("visual", "CAM_FRONT", VISUAL), ("text", TEXT_AFTER)),
-        image_size=(side, side),
-    )
-    shape = model.shape(f"{name} shapes")
+    layout, shape = shapes.layout(name), model.shape(f"{name} shapes")
     common: dict[str, Any] = {"decode_length": DECODE, "slopes": (0.2,), "scorer": Scorer(encoder_weight=0.0)}
     full = build_recipe(shape.model_copy(update={"layers": depth}), layout, budgets=budgets, **common)
     return full, build_recipe(shape, layout, budgets=(0.6,), pruning_points=(0,), **common)
@@ -154,7 +110,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     with Progress() as progress:
         progress.add_task("export of one layer", total=None)
-        model, depth = random_model(options.model)
+        model, depth = random_model(options.model, options.shrink)
         full, small = recipes(model, options.model, depth, tuple(options.budgets))
         opened = sessions(model, small, options.out / "graphs", options.threads)
         text = full.layout.text_tokens
@@ -193,6 +149,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     ]
     return {
         "model": options.model,
+        "shrink": options.shrink,
         "layers": depth,
         "threads": options.threads,
         "rounds": options.rounds,
@@ -204,11 +161,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def markdown(result: dict[str, Any]) -> str:
     """The figures as a table, saying what was measured and what follows from it."""
+    text = shapes.TEXT_BEFORE + shapes.TEXT_AFTER
     lines = [
-        f"{result['model']} shapes, random weights in float32: one decoder layer measured (medians of "
-        f"{result['rounds']} turns), extrapolated to {result['layers']}; 1/{HEAD_PART} of the head measured, "
-        f"multiplied. {VISUAL} visual and {TEXT_BEFORE + TEXT_AFTER} text tokens, {DECODE} to decode, vision "
-        f"tower not counted. {result['threads']} CPU threads, {result['versions']}.",
+        f"{shapes.title(result['model'], result['shrink'])}, random weights in float32: one decoder layer "
+        f"measured (medians of {result['rounds']} turns), extrapolated to {result['layers']}; "
+        f"1/{HEAD_PART} of the head measured, multiplied. {shapes.VISUAL} visual and {text} text tokens, "
+        f"{DECODE} to decode, vision tower not counted. {result['threads']} CPU threads, "
+        f"{result['versions']}.",
         "",
         "| bucket | visual tokens into the layers | work | prefill ms | decode ms a token | KV MiB |",
         "|---|---|---|---|---|---|",
@@ -227,7 +186,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("out/full_size"), help="for graphs and results")
-    parser.add_argument("--model", choices=MODELS, default=MODELS[0])
+    parser.add_argument("--model", choices=shapes.MODELS, default=shapes.LLAVA)
+    parser.add_argument("--shrink", type=int, default=1, help=shapes.SHRINK_HELP)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.25, 0.11])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())

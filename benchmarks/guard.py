@@ -92,17 +92,19 @@ def main(
             rclpy.spin_once(node, timeout_sec=0.002)
         return last_s
 
-    drive(2.0, with_plans=True)
-    through_ms.clear()
-    waits_ms = []
-    for _ in range(silences):
-        last_s = drive(seconds / silences, with_plans=True)
-        drive(3.0, with_plans=False)
-        waits_ms.append((next(at for at in stops_s if at > last_s) - last_s) * 1e3)
-    values = {item.key: item.value for item in status[-1].status[0].values}
-    guard.terminate()
-    guard.wait(10.0)
-    rclpy.shutdown()
+    try:
+        drive(2.0, with_plans=True)
+        through_ms.clear()
+        waits_ms = []
+        for _ in range(silences):
+            last_s = drive(seconds / silences, with_plans=True)
+            drive(3.0, with_plans=False)
+            waits_ms.append((next(at for at in stops_s if at > last_s) - last_s) * 1e3)
+        values = {item.key: item.value for item in status[-1].status[0].values}
+    finally:
+        guard.terminate()
+        guard.wait(10.0)
+        rclpy.shutdown()
 
     defaults = {parameter.name: parameter.default for parameter in PARAMETERS}
     measured = {"plan to trajectory, over DDS": through_ms, "last plan to first stop": waits_ms}

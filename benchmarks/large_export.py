@@ -19,51 +19,24 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import shapes
+
 GIB = 2**30
 ALLOWED_BEYOND_STAGE_GIB = 2.0
-TEXT_BEFORE, TEXT_AFTER = 35, 29
 
 
-def configuration(layers: int) -> Any:
-    """LLaVA-1.5-7B's, with as many decoder layers."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
-
-    return LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            image_size=336,
-            patch_size=14,
-            projection_dim=768,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=32064,
-            hidden_size=4096,
-            intermediate_size=11008,
-            num_hidden_layers=layers,
-            num_attention_heads=32,
-            num_key_value_heads=32,
-            max_position_embeddings=4096,
-        ),
-        image_token_index=32000,
-        vision_feature_layer=-2,
-        architectures=["LlavaForConditionalGeneration"],
-    )
-
-
-def write_checkpoint(folder: Path, layers: int) -> int:
+def write_checkpoint(folder: Path, layers: int, shrink: int) -> int:
     """Write a random checkpoint, one shard per module of the second level; returns its bytes."""
     import torch
     from safetensors.torch import save_file
     from transformers import LlavaForConditionalGeneration
 
     folder.mkdir(parents=True)
-    config = configuration(layers)
+    config = shapes.configuration(shapes.LLAVA, layers, shrink=shrink)
     config.save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")
     with torch.device("meta"):
@@ -100,19 +73,16 @@ def export(options: argparse.Namespace) -> None:
     from vla_autoprune.bundle import load_bundle
     from vla_autoprune.export.export import export_bundle
     from vla_autoprune.models.stored_weights import open_stored
-    from vla_autoprune.recipe import PromptLayout, Scorer, build_recipe
+    from vla_autoprune.recipe import Scorer, build_recipe
 
     torch.set_num_threads(options.threads)
     layers = options.layers[0]
     begin, before = time.perf_counter(), peak_gib()
     model = open_stored(options.export)
-    layout = PromptLayout(
-        segments=(("text", TEXT_BEFORE), ("visual", "CAM_FRONT", 576), ("text", TEXT_AFTER)),
-        image_size=(336, 336),
-    )
+    layout = shapes.layout(shapes.LLAVA)
     points = tuple(range(options.stage_layers - 1, layers - 1, options.stage_layers))
     recipe = build_recipe(
-        model.shape("llava-1.5-7b shapes"),
+        model.shape(shapes.title(shapes.LLAVA, options.shrink)),
         layout,
         decode_length=8,
         pruning_points=points,
@@ -122,20 +92,27 @@ def export(options: argparse.Namespace) -> None:
     )
     hashed = time.perf_counter()
     peaks: dict[str, float] = {}
+    seconds = {"hash": hashed - begin}
     errors: dict[str, float] = {}
+
+    def say(what: str, done: int, total: int) -> None:
+        print(f"{time.perf_counter() - begin:.0f} s, {what} {done}/{total}", file=sys.stderr, flush=True)
 
     def check(folder: Path) -> None:
         peaks["export"] = peak_gib()
+        seconds["export"] = time.perf_counter() - hashed
         random = np.random.default_rng(0)
         report = check_stages(
             load_bundle(folder),
             model,
             random.normal(size=(1, 3, 336, 336)).astype(np.float32),
-            random.integers(3, 31000, layout.length),
+            random.integers(3, model.embedding.shape[0] // 2, layout.length),
             layout.length,
             tolerance=TOLERANCES[options.precision],
+            progress=partial(say, "check"),
         )
         errors.update(report.errors)
+        seconds["check"] = time.perf_counter() - hashed - seconds["export"]
 
     bundle = export_bundle(
         model,
@@ -145,17 +122,17 @@ def export(options: argparse.Namespace) -> None:
         precision=options.precision,
         opset=options.opset,
         check=check if options.check else None,
-        progress=lambda what, done, total: print(what, done, total, file=sys.stderr, flush=True),
+        progress=say,
     )
     peaks.setdefault("export", peak_gib())
+    seconds["total"] = time.perf_counter() - begin
     print(
         json.dumps(
             {
                 "imports_gib": before,
                 "export_peak_gib": peaks["export"],
                 "check_peak_gib": peak_gib() if options.check else None,
-                "hash_s": hashed - begin,
-                "total_s": time.perf_counter() - begin,
+                "seconds": seconds,
                 "stages": len(recipe.stages),
                 "bundle_gib": sum(entry.bytes for entry in bundle.manifest.files) / GIB,
                 "largest_error": max(errors.values()) if errors else None,
@@ -176,7 +153,7 @@ def measure(layers: int, options: argparse.Namespace) -> dict[str, Any]:
     shutil.rmtree(place, ignore_errors=True)
     try:
         print(f"{layers} layers: writing", file=sys.stderr, flush=True)
-        size = write_checkpoint(place / "checkpoint", layers)
+        size = write_checkpoint(place / "checkpoint", layers, options.shrink)
         command = [sys.executable, __file__, "--export", str(place / "checkpoint")]
         command += ["--layers", str(layers)]
         for name in ("stage_layers", "precision", "opset", "threads", "budget"):
@@ -186,7 +163,7 @@ def measure(layers: int, options: argparse.Namespace) -> dict[str, Any]:
         result = json.loads(child.stdout.splitlines()[-1])
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    text = configuration(layers).text_config
+    text = shapes.configuration(shapes.LLAVA, layers, shrink=options.shrink).text_config
     layer = 4 * text.hidden_size**2 + 3 * text.hidden_size * text.intermediate_size
     width = 4 if options.precision == "fp32" else 2
     stage = width * layer * options.stage_layers / GIB
@@ -199,9 +176,9 @@ def markdown(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
     import transformers
 
     lines = [
-        f"LLaVA-1.5-7B shapes, random weights, {options.precision}, opset {options.opset}, stages of "
-        f"{options.stage_layers} layers; {options.threads} threads, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}.",
+        f"{shapes.title(shapes.LLAVA, options.shrink)}, random weights, {options.precision}, opset "
+        f"{options.opset}, stages of {options.stage_layers} layers; {options.threads} threads, Python "
+        f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}.",
         "",
         "| layers | checkpoint GiB | largest stage GiB | after imports GiB | peak of export GiB | beyond the "
         "stage | peak with check GiB | largest difference | s |",
@@ -214,7 +191,7 @@ def markdown(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
         lines.append(
             f"| {row['layers']} | {row['checkpoint_gib']:.2f} | {row['largest_stage_gib']:.2f} | "
             f"{row['imports_gib']:.2f} | {row['export_peak_gib']:.2f} | {beyond:.2f} | {checked} | {error} | "
-            f"{row['total_s']:.0f} |"
+            f"{row['seconds']['total']:.0f} |"
         )
     met = all(
         row["export_peak_gib"] - row["largest_stage_gib"] <= ALLOWED_BEYOND_STAGE_GIB for row in rows
@@ -230,6 +207,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("out/large_export"), help="for results")
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 8], help="depths; the model's is 32")
+    parser.add_argument("--shrink", type=int, default=1, help=shapes.SHRINK_HELP)
     parser.add_argument("--stage-layers", type=int, default=2, help="layers of each stage")
     parser.add_argument("--budget", type=float, default=0.7, help="few layers allow no less")
     parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp16")

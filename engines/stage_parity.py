@@ -59,7 +59,7 @@ def check_stages(
         token_ids: [N] prompt, padded to the layout's length.
         length: tokens before the padding.
         tolerance: largest difference allowed, over the largest value.
-        progress: called with graphs done and to do.
+        progress: called with layers done and to do, of the model and of the bundle; the head is one more.
 
     Returns:
         The differences.
@@ -69,25 +69,33 @@ def check_stages(
     """
     recipe = bundle.recipe
     bucket = min(recipe.buckets, key=lambda bucket: bucket.work_fraction)
-    total = 1 + len(recipe.stages) + len(bundle.graphs)
-    say = progress or (lambda done, total: None)
-    say(0, total)
+    layers = recipe.model.layers
+    total = 2 * layers + 1
+
+    def say(done: int) -> None:
+        if progress is not None:
+            progress(done, total)
+
+    say(0)
     encoded = encode_eager(model, recipe, pixel_values)
     one_token = recipe.model_copy(update={"decode_length": 1})
-    eager = run_eager(model, one_token, bucket, token_ids, length, *encoded[:2], deepstack=encoded[2])
+    eager = run_eager(
+        model, one_token, bucket, token_ids, length, *encoded[:2], deepstack=encoded[2], progress=say
+    )
     check = _Check(bundle, bucket, tolerance)
     vision = check.run(contract.VISION, contract.ONLY, {"pixel_values": pixel_values})
     for name, wanted in zip(("features", "encoder_score", "deepstack"), encoded, strict=True):
         if wanted is not None:
             check.compare(contract.VISION, name, vision[name].reshape(wanted.shape), wanted)
     rows = _prompt_rows(bundle, token_ids, length, encoded)
-    for stage in range(len(recipe.stages)):
-        say(1 + stage, total)
+    for stage, of_stage in enumerate(recipe.stages):
+        say(layers + of_stage.start)
         rows = _check_stage(check, stage, rows, eager, length)
+    say(2 * layers)
     last = eager.hidden[-1][len(eager.hidden[-1]) - (recipe.layout.length - length) - 1]
     logits = check.run(contract.HEAD, contract.ONLY, {"hidden": last[None, None]})["logits"]
     check.compare(contract.HEAD, "logits", logits[0], eager.logits[0])
-    say(total, total)
+    say(total)
     return StageParityReport(bucket.name, check.errors)
 
 

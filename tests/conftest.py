@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
@@ -48,6 +51,37 @@ def shared_data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}; set VLA_SHARED_DIR to run this test")
     return folder
+
+
+@pytest.fixture(scope="module")
+def ros_domain() -> Iterator[int]:
+    """A domain that no other tests on this machine use: they must not hear each other.
+
+    The name of an abstract socket is the claim. It reaches as far as DDS does here, whoever runs the tests
+    and wherever their files lie, and it ends with the process.
+    """
+    with pytest.MonkeyPatch.context() as patch, socket.socket(socket.AF_UNIX) as claim:
+        patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+        for domain in range(99, 0, -1):  # people take low ones
+            with suppress(OSError):
+                claim.bind(f"\0vla_autoprune tests in ROS domain {domain}")
+                break
+        else:
+            raise AssertionError("every ROS domain from 1 to 99 is taken by other tests")
+        yield domain
+
+
+@pytest.fixture(scope="session")
+def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two short drives with six cameras, CAN bus and map: to be read, not changed."""
+    from eval_nuscenes.nuscenes_writer import dataset_options, write_dataset
+
+    root = tmp_path_factory.mktemp("synthetic") / "data"
+    options = dataset_options(
+        scenes=2, duration_s=5.0, width=160, height=90, val_fraction=1.0, calibration_fraction=0.0
+    )
+    write_dataset(root, options, workers=1)
+    return root
 
 
 @pytest.fixture(scope="session")
@@ -190,3 +224,128 @@ def tiny_bundles(tiny_vla, tiny_recipes, tmp_path_factory):
         )
         for (name, recipe), opset in zip(tiny_recipes.items(), (23, 18), strict=True)
     }
+
+
+IMAGE_TOKEN = 250
+"""Stands for images in the families' small models."""
+
+
+@pytest.fixture(scope="session")
+def families():
+    """Every family's real class, small and random, with prompts and images for it."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    return SimpleNamespace(
+        configuration=_configuration, model=_random_model, layout=_layout, inputs=_prompt_and_images
+    )
+
+
+def _configuration(family, tied=None, deepstack=(0, 1)):
+    """A family's configuration; `tied` embeddings and `deepstack` layers where it has such."""
+    import transformers
+
+    text = {
+        "vocab_size": 256,
+        "hidden_size": 64,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    tower = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 4}
+    marks = {"video_token_id": 251, "vision_start_token_id": 252, "vision_end_token_id": 253}
+    rotary = {"rope_type": "default", "rope_theta": 1e4}
+    if family == "llava":
+        return transformers.LlavaConfig(
+            vision_config=transformers.CLIPVisionConfig(
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                image_size=32,
+                patch_size=8,
+            ),
+            text_config=transformers.LlamaConfig(**text, head_dim=12),
+            image_token_index=IMAGE_TOKEN,
+            vision_feature_layer=-2,  # as LLaVA-1.5 has it
+        )
+    if family == "qwen2.5":
+        return transformers.Qwen2_5_VLConfig(
+            vision_config={
+                **tower,
+                "window_size": 16,  # 2 x 2 tokens; images of 3 x 4 tokens have windows of two sizes
+                "out_hidden_size": 64,
+                "fullatt_block_indexes": [1],
+            },
+            text_config={**text, "rope_parameters": {**rotary, "mrope_section": [2, 2, 4]}},
+            tie_word_embeddings=bool(tied),
+            image_token_id=IMAGE_TOKEN,
+            **marks,
+        )
+    assert family == "qwen3"
+    return transformers.Qwen3VLConfig(
+        vision_config={
+            **tower,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 25,
+            "deepstack_visual_indexes": list(deepstack),
+        },
+        text_config={
+            **text,
+            "head_dim": 24,  # not hidden / heads
+            "rope_parameters": {**rotary, "mrope_section": [4, 4, 4], "mrope_interleaved": True},
+        },
+        tie_word_embeddings=tied is not False,
+        image_token_id=IMAGE_TOKEN,
+        **marks,
+    )
+
+
+def _random_model(config):
+    """Spread out, so that attention has something to rank and no two words almost tie."""
+    import torch
+    import transformers
+
+    name = {
+        "llava": "LlavaForConditionalGeneration",
+        "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+        "qwen3_vl": "Qwen3VLForConditionalGeneration",
+    }[config.model_type]
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = getattr(transformers, name)._from_config(config, attn_implementation="sdpa")
+    with torch.no_grad():
+        for path, weights in model.named_parameters():
+            if weights.ndim >= 2:
+                weights.mul_(4.0)
+            elif "norm" not in path and "ln" not in path:
+                weights.normal_(std=0.1)
+        model.get_output_embeddings().weight.normal_(std=0.5)
+    return model
+
+
+def _layout(config, cameras):
+    """Several spans with text between them, as long as the suffix is."""
+    from vla_autoprune.recipe import PromptLayout
+
+    size, tokens = ((32, 32), 16) if config.model_type == "llava" else ((32, 24), 12)
+    spans: list[tuple] = [("text", 3)]
+    for index in range(cameras):
+        spans += [("visual", f"CAM_{index}", tokens), ("text", 2 if index < cameras - 1 else 9)]
+    return PromptLayout(segments=tuple(spans), image_size=size)
+
+
+def _prompt_and_images(layout, seed, length=None):
+    import numpy as np
+
+    from engines.verify import ModelInput
+
+    random = np.random.default_rng(seed)
+    ids = random.integers(3, IMAGE_TOKEN - 1, layout.length)
+    ids[layout.visual_positions] = IMAGE_TOKEN
+    width, height = layout.image_size
+    pixels = random.normal(size=(len(layout.cameras), 3, height, width)).astype(np.float32)
+    return ModelInput(pixels, ids, length or layout.length)

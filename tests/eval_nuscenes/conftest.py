@@ -192,19 +192,6 @@ class Evaluated:
 
 
 @pytest.fixture(scope="session")
-def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two short drives with six cameras, CAN bus and map: to be read, not changed."""
-    from eval_nuscenes.nuscenes_writer import dataset_options, write_dataset
-
-    root = tmp_path_factory.mktemp("synthetic") / "data"
-    options = dataset_options(
-        scenes=2, duration_s=5.0, width=160, height=90, val_fraction=1.0, calibration_fraction=0.0
-    )
-    write_dataset(root, options, workers=1)
-    return root
-
-
-@pytest.fixture(scope="session")
 def run_key() -> RunKey:
     return RunKey(
         planned_by="bundle " + "feed" * 16,

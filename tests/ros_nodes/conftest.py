@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,24 +143,6 @@ class Bench:
         self.executor.shutdown()
         self.node.destroy_node()
         rclpy.shutdown(context=self.context)
-
-
-@pytest.fixture(scope="module")
-def ros_domain() -> Iterator[int]:
-    """A domain that no other tests on this machine use: they must not hear each other.
-
-    The name of an abstract socket is the claim. It reaches as far as DDS does here, whoever runs the tests
-    and wherever their files lie, and it ends with the process.
-    """
-    with pytest.MonkeyPatch.context() as patch, socket.socket(socket.AF_UNIX) as claim:
-        patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-        for domain in range(99, 0, -1):  # people take low ones
-            with suppress(OSError):
-                claim.bind(f"\0vla_autoprune tests in ROS domain {domain}")
-                break
-        else:
-            raise AssertionError("every ROS domain from 1 to 99 is taken by other tests")
-        yield domain
 
 
 def _yaml(value: Any) -> str:

@@ -193,29 +193,36 @@ def _is_current(
 def _print_result(
     console: Console, bundle: Bundle, report: ParityReport | StageParityReport, lint: LintReport
 ) -> None:
+    from engines.parity import TOLERANCES
     from engines.stage_parity import StageParityReport
 
     size = sum(entry.bytes for entry in bundle.manifest.files) / 2**20
     options = bundle.manifest.options
+    allowed = f"allowed in {options.precision} are {TOLERANCES[options.precision]:g}"
     console.print(
         f"[bold]{escape(str(bundle.path))}[/]: {len(bundle.graphs)} graphs, "
         f"{len(bundle.recipe.buckets)} buckets, {size:.1f} MiB, "
         f"opset {options.opset}, {options.precision}, id {bundle.manifest.bundle_id[:12]}"
     )
+    if options.precision == PrecisionName.BF16:
+        console.print(
+            "onnxruntime, the default backend, does not run bf16: plan with --backend torch, torch-cuda or "
+            "tensorrt, or export with --precision fp16"
+        )
     if isinstance(report, StageParityReport):
         worst = max(report.errors, key=lambda graph: report.errors[graph])
         console.print(
             f"parity, graph by graph: {len(report.errors)} graphs of bucket {report.bucket} within "
-            f"{report.errors[worst]:.1e} of the eager layers' largest value ({worst}), prefill and one "
-            "decoded token; not compared, as the weights were never all in memory: whole answers, the other "
-            "buckets, transformers' generate. No samples were recorded for vla-autoprune verify"
+            f"{report.errors[worst]:.1e} of the eager layers' largest value ({worst}; {allowed}), prefill "
+            "and one decoded token; not compared, as the weights were never all in memory: whole answers, "
+            "the other buckets, transformers' generate. No samples were recorded for vla-autoprune verify"
         )
     else:
         console.print(
             f"parity: {report.comparisons} comparisons, {report.ties} ties; "
             f"logits within {report.logit_error:.1e} of the eager pruned model, "
             f"within {report.generate_error:.1e} of transformers' generate; "
-            f"hidden states within {max(report.stage_error):.1e}"
+            f"hidden states within {max(report.stage_error):.1e}; {allowed}"
         )
     verdicts = [f"{name} {len(lint.of(name)) or 'no'} findings" for name in lint.targets]
     console.print(f"TensorRT linter, {lint.variants} sets of shapes: {', '.join(verdicts)}")

@@ -6,6 +6,7 @@ something.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,6 +128,7 @@ def run_eager(
     encoder_score: FloatArray | None,
     ranking: FloatArray | None = None,
     deepstack: FloatArray | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> EagerRun:
     """Prefill and greedy decoding of one prompt with a bucket's pruning.
 
@@ -140,6 +142,7 @@ def run_eager(
         encoder_score: [V] the vision tower's score; None where the scorer does not ask for it.
         ranking: [V] replaces the scores.
         deepstack: [R, V, d] features added after the first R layers.
+        progress: called with the layers of the prefill that are done, before each.
 
     Returns:
         The run.
@@ -154,7 +157,9 @@ def run_eager(
         visual = np.full(layout.length, -1, dtype=np.int64)
         visual[layout.visual_positions] = np.arange(layout.visual_tokens)
         sequence = _Sequence(hidden, np.arange(layout.length), visual)
-        prompt = _prefill(recipe, bucket, layers, sequence, length, encoder_score, ranking, deepstack)
+        prompt = _prefill(
+            recipe, bucket, layers, sequence, length, encoder_score, ranking, deepstack, progress
+        )
         return _decode(model, recipe, layers, prompt, length)
 
 
@@ -176,11 +181,14 @@ def _prefill(
     encoder_score: FloatArray | None,
     ranking: FloatArray | None,
     deepstack: FloatArray | None,
+    progress: Callable[[int], None] | None,
 ) -> _Prompt:
     layout = recipe.layout
     padding = layout.length - length
     seen = _Prompt(sequence.hidden, 0.0, [np.arange(layout.visual_tokens)], [], [])
     for layer in range(recipe.model.layers):
+        if progress is not None:
+            progress(layer)
         sequence.hidden, attention = layers.run(layer, sequence.hidden, sequence.positions)
         rows = sequence.hidden.shape[1]
         layers.cut(layer, rows - padding)

@@ -195,6 +195,9 @@ def filled(module: nn.Module, dtype: torch.dtype, stored: StoredWeights | None) 
     finally:
         for owner, name, parameter in held:
             owner._parameters[name] = parameter
+        for value in values.values():
+            # Whoever still knows it holds no memory: the exporter's rules remember the last graph they saw.
+            value.data = torch.empty(0, dtype=dtype)
 
 
 def _cast(stored: Tensor, dtype: torch.dtype, name: str) -> Tensor:
