@@ -18,7 +18,7 @@ VISUAL, TEXT_BEFORE, TEXT_AFTER = 576, 35, 29
 IMAGE_SIDES = {LLAVA: 336, QWEN: 672}
 """Pixels of a square image of so many tokens."""
 
-SHRINK_HELP = "divide widths, heads, vocabulary and tower by this: a quick look, no figure of the model"
+SHRINK_HELP = "divide widths, heads and vocabulary by this: a quick look, no figure of the model"
 
 
 def configuration(
@@ -31,7 +31,7 @@ def configuration(
         layers: of the decoder.
         part_of_vocabulary: divides the vocabulary.
         small_tower: a tower that costs nothing; Qwen's whole one is not described here.
-        shrink: divides the decoder's widths and heads, the vocabulary and the tower.
+        shrink: divides widths, heads and the vocabulary; a tower that is shrunk has two layers.
     """
     import transformers
 
@@ -47,12 +47,12 @@ def configuration(
     }
     image_token = text["vocab_size"] - 64
     if name == LLAVA:
-        depth, width, heads = (2, 64, 1) if small_tower else (24 // shrink, 1024 // shrink, 16 // shrink)
+        width, heads = (64, 1) if small_tower else (1024 // shrink, 16 // shrink)
         return transformers.LlavaConfig(
             vision_config=transformers.CLIPVisionConfig(
                 hidden_size=width,
                 intermediate_size=4 * width,
-                num_hidden_layers=depth,
+                num_hidden_layers=2 if small_tower or shrink > 1 else 24,
                 num_attention_heads=heads,
                 image_size=IMAGE_SIDES[LLAVA],
                 patch_size=14,

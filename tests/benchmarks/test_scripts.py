@@ -52,11 +52,11 @@ def results(folder, name):
 
 
 def test_full_size(run, tmp_path):
-    options = ["--model", "qwen2.5-vl-7b", "--shrink", 4, "--budgets", 0.5, "--rounds", 1, "--threads", 1]
+    options = ["--shrink", 16, "--budgets", 0.5, "--rounds", 1, "--threads", 1]
     printed = run("full_size", "--out", tmp_path, *options)
     figures, table = results(tmp_path, "full_size")
-    assert "qwen2.5-vl-7b shapes, widths divided by 4, random weights" in printed
-    assert figures["layers"] == 28 and [row["bucket"] for row in table] == ["full", "b50_s0"]
+    assert "llava-1.5-7b shapes, widths divided by 16, random weights" in printed
+    assert figures["layers"] == 32 and [row["bucket"] for row in table] == ["full", "b50_s0"]
     assert [float(row["prefill ms"]) for row in table] == [round(b["prefill_ms"]) for b in figures["buckets"]]
     unpruned, pruned = figures["buckets"]
     assert pruned["kv_mib"] < unpruned["kv_mib"] and 0 < pruned["work"] < unpruned["work"] == 1
