@@ -6,6 +6,7 @@ decodes and plans one frame at a time and publishes; of the frames that wait, th
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
@@ -312,6 +313,7 @@ class VlaPlanner(LifecycleNode):
         if self._configured is not None:
             self._configured.backend.close()
             self._configured = None
+            gc.collect()  # steps and sessions hold each other, for a large model gigabytes
         self._settings.release()
 
     def _need_configured(self) -> _Configured:

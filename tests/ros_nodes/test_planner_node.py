@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import math
 import re
 import signal
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -23,6 +25,8 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from nav_msgs.msg import Odometry
 from nav_msgs.msg import Path as PathMessage
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
@@ -32,7 +36,7 @@ from visualization_msgs.msg import MarkerArray
 from engines.onnxruntime import OnnxRuntimeBackend
 from ros_nodes import topics
 from ros_nodes.messages import path_message, stamp_ns_of, time_message
-from ros_nodes.planner_node import PARAMETERS
+from ros_nodes.planner_node import PARAMETERS, VlaPlanner
 from vla_autoprune.frame import CAMERAS, Command, EgoState, Frame
 from vla_autoprune.images import decode_image
 from vla_autoprune.runtime.planner import Planner
@@ -546,6 +550,23 @@ def test_an_activation_that_fails_leaves_nothing_behind(bench, stored_bundle, tm
     bench.until(lambda: not bench.node.count_publishers("/unbuilt/planner/path"), "its publishers to go")
     assert node.transition("cleanup") and node.transition("configure")
     assert node.interrupt() == 0
+
+
+def test_cleaning_up_frees_the_model(bench, stored_bundle):
+    overrides = {"bundle": str(stored_bundle.path), "budget": 0.6, "threads": 1, "warmup_runs": 1}
+    parameters = [Parameter(name, value=value) for name, value in overrides.items()]
+    node = VlaPlanner(context=bench.context, namespace="freed", parameter_overrides=parameters)
+    gc.disable()
+    try:
+        assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        backend = weakref.ref(node._configured.backend)
+        assert node.trigger_activate() == node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+        assert backend() is not None
+        assert node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
+        assert backend() is None
+    finally:
+        gc.enable()
+        node.destroy_node()
 
 
 def test_configuring_is_given_up_at_a_signal(bench, stored_bundle):
