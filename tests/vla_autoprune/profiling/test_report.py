@@ -9,7 +9,6 @@ pytest.importorskip("matplotlib")
 
 from vla_autoprune.profiling.document import Ceiling
 from vla_autoprune.profiling.report import profile_page
-from vla_autoprune.profiling.roofline import ceiling_doubts
 
 
 def test_the_page_has_every_plot_stage_and_note(tiny_profile):
@@ -21,19 +20,6 @@ def test_the_page_has_every_plot_stage_and_note(tiny_profile):
         assert f"<th>{stage.name}</th>" in page
     assert "p99 needs 100" in page and "of an unpruned plan" in page
     assert "currentColor" in page and not re.search(r"(src|href)=\"https?:", page)
-
-
-def test_arithmetic_above_its_ceiling_puts_the_ceilings_in_doubt(tiny_profile):
-    assert ceiling_doubts(tiny_profile) == ()
-    stage = tiny_profile.buckets[0].stage("stage_02")
-    rate = stage.work.flops / (stage.time.p50 / 1e3)
-    low = tiny_profile.model_copy(
-        update={"ceiling": Ceiling(flops_per_s=rate / 2, bytes_per_s=1e15, source="on a busy machine")}
-    )
-    (doubt,) = ceiling_doubts(low)
-    assert "of the ceiling of arithmetic" in doubt
-    slow_memory = low.model_copy(update={"ceiling": Ceiling(flops_per_s=1e15, bytes_per_s=1e3, source="")})
-    assert ceiling_doubts(slow_memory) == ()
 
 
 def test_without_ceilings_the_page_says_so_instead_of_a_roof(tiny_profile):
