@@ -23,6 +23,18 @@ def test_the_box_turns_from_steps_of_a_metre(step_m: float, turns: bool) -> None
     assert score.collision == (0.0, 0.0, float(turns))
 
 
+@pytest.mark.parametrize(
+    ("lidar_points", "radar_points", "counts"), [(1, 0, True), (0, 1, True), (0, 0, False)]
+)
+def test_a_vehicle_counts_with_a_point_of_either_sensor(
+    lidar_points: int, radar_points: int, counts: bool
+) -> None:
+    stop = np.zeros((6, 2), dtype=np.float32)
+    ahead = TrackedBox(0.0, 3.0, 4.0, 2.0, np.pi / 2, "vehicle.car", "ahead", lidar_points, radar_points)
+    truth = OpenLoopTruth(AWAY, (True,) * 7, ((ahead,),) * 7, rear_axle_waypoints=AWAY, road_edges=())
+    assert any(PROTOCOLS["bevplanner"].scorer(truth)(stop).hits) == counts
+
+
 def test_an_edge_before_and_a_vehicle_later_are_told_apart() -> None:
     forward = np.stack([np.zeros(6), 4.0 * np.arange(1, 7)], axis=1).astype(np.float32)
     edge = np.stack([np.linspace(-3, 3, 20), np.full(20, 8.0)], axis=1)
