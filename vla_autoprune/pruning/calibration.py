@@ -271,7 +271,10 @@ def _verdict(
     direction: str, versus_fixed: Difference, versus_shuffled: Difference, fixed_slope: float, samples: int
 ) -> str:
     def told(name: str, difference: Difference) -> str:
-        return f"{difference.mean:+.4g} against {name} (95 % {difference.low:+.4g} to {difference.high:+.4g})"
+        # Rounded before it is printed: equal losses differ by what sums lose, and are not told as 4e-17.
+        given = (difference.mean, difference.low, difference.high)
+        mean, low, high = (round(value, 9) + 0.0 for value in given)
+        return f"{mean:+.4g} against {name} (95 % {low:+.4g} to {high:+.4g})"
 
     figures = (
         f"{told('the best fixed slope', versus_fixed)}, {told('shuffled complexities', versus_shuffled)}"
