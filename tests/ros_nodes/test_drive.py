@@ -77,7 +77,7 @@ def driven(bench, data_root, repository):
         subscribers=2,
         truth_subscribers=2,  # the recorder, too
     )
-    bench.until(lambda: player.process.poll() is not None, "the end of the drive", patience_s=90.0)
+    bench.until(lambda: player.process.poll() is not None, "the end of the drive", patience_s=240.0)
     assert player.process.returncode == 0, player.log
     bench.until(lambda: monitor.process.poll() is not None, "the monitor's end")
     assert monitor.process.returncode == 0, monitor.log

@@ -136,6 +136,11 @@ class Drive:
     def wait_for(self, *texts: str) -> None:
         self.until(lambda: all(text in self.state() for text in texts), f"a state with {', '.join(texts)}")
 
+    def wait_for_refusal(self, check: str) -> None:
+        """Until a plan more is refused; what was seen of it in a state depends on the state."""
+        before = self.count(f"refused_{check}")
+        self.until(lambda: self.count(f"refused_{check}") > before, f"a plan that is refused, {check}")
+
     def wait_for_motion(self) -> None:
         self.until(lambda: self.heard and not self.last_is_stop(), "a trajectory that moves")
 
@@ -236,10 +241,8 @@ def test_garbage_and_late_plans_never_get_through(drive: Drive) -> None:
         "acceleration": lambda stamp_ns: straight(stamp_ns, 8.0),
     }
     for check, make in [*garbage.items(), ("finite", tilted)]:
-        key = f"refused_{check}"
-        before = drive.count(key)
         drive.plan, drive.sent = make, {}
-        drive.until(lambda key=key, before=before: drive.count(key) > before, f"a plan {check} refuses")
+        drive.wait_for_refusal(check)
         drive.plan, bad = straight, set(drive.sent)
         drive.wait_for("following")
         assert not bad & {trajectory.stamp_ns for _, trajectory in drive.heard}
@@ -247,7 +250,7 @@ def test_garbage_and_late_plans_never_get_through(drive: Drive) -> None:
 
 def test_two_planners_are_refused_until_one_goes(drive: Drive) -> None:
     second = drive.bench.node.create_publisher(Path, drive.plans.topic_name, topics.plan_qos())
-    drive.wait_for("planners")
+    drive.wait_for_refusal("planners")
     drive.wait_for("stop")
     drive.bench.node.destroy_publisher(second)
     drive.wait_for("following")
@@ -287,7 +290,7 @@ def test_deactivating_ends_with_a_stop_and_nothing_after_it(drive: Drive) -> Non
 def test_a_killed_planner_leads_to_a_comfortable_stop_within_the_bound(drive: Drive) -> None:
     planner = planner_process(drive)
     try:
-        drive.wait_for("planners")
+        drive.wait_for_refusal("planners")
         drive.plans_on = False
         drive.bench.node.destroy_publisher(drive.plans)
         drive.wait_for("following")

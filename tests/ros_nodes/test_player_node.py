@@ -55,7 +55,7 @@ def test_it_plays_the_chosen_scene_as_it_is_and_ends(bench, data_root) -> None:
     player = bench.start(
         "ros_nodes.player_node", "player", data_root=str(data_root), scenes=scene, rate=2.0, run_on_s=0.5
     )
-    bench.until(lambda: player.process.poll() is not None, "the end", patience_s=60.0)
+    bench.until(lambda: player.process.poll() is not None, "the end", patience_s=240.0)
     assert player.process.returncode == 0, player.log
     last_ns = max(samples)
     ends = [*images.values(), truths, odometry, acceleration]
@@ -100,7 +100,7 @@ def test_it_loops_with_the_clock_jumping_back_until_it_is_interrupted(bench, dat
         times = [stamp_ns_of(clock.clock) for clock in clocks]
         return any(later < earlier for earlier, later in pairwise(times))
 
-    bench.until(jumped_back, "the second lap", patience_s=60.0)
+    bench.until(jumped_back, "the second lap", patience_s=240.0)
     assert player.interrupt() == 0
 
 
@@ -118,6 +118,6 @@ def test_the_driver_of_the_data_keeps_the_limits_of_the_guard(data_root) -> None
 
 def test_it_says_what_is_wrong_and_ends(bench, tmp_path) -> None:
     player = bench.start("ros_nodes.player_node", "lost", data_root=str(tmp_path / "none"))
-    bench.until(lambda: player.process.poll() is not None, "the end", patience_s=60.0)
+    bench.until(lambda: player.process.poll() is not None, "the end", patience_s=240.0)
     assert player.process.returncode == 2
     assert "does not exist" in player.log

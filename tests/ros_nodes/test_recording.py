@@ -161,10 +161,10 @@ def test_latched_and_best_effort_publishers_are_recorded(bench) -> None:
 
     again = cli(bench, "record", str(out))
     said, _ = again.communicate(timeout=60)
-    assert again.returncode == 2
+    assert again.returncode == 2, said
     assert "not there yet" in said
 
     nothing = cli(bench, "replay", str(out.parent), "--bundle", "tests/data/tiny_bundle")
     said, _ = nothing.communicate(timeout=60)
-    assert nothing.returncode == 2
+    assert nothing.returncode == 2, said
     assert "metadata.yaml" in said
