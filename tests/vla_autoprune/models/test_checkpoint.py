@@ -203,12 +203,14 @@ def test_an_export_that_streams_says_what_it_compared(folder, template, codebook
     )
     write_recipe(recipe, tmp_path / "recipe.json")
     options = ["--model", folder, "--prompt", template, "--decoder", codebook]
-    options += ["--recipe", tmp_path / "recipe.json", "--weights", "stream", "--precision", "fp16"]
+    options += ["--recipe", tmp_path / "recipe.json", "--weights", "stream", "--precision", "bf16"]
     done = CliRunner().invoke(app, ["export", str(tmp_path / "bundle"), *map(str, options)])
     assert done.exit_code == 0, done.output
     said = " ".join(done.output.split())
     assert "parity, graph by graph: 5 graphs of bucket b70_s0 within" in said
     assert "not compared, as the weights were never all in memory: whole answers" in said
+    assert "allowed in bf16 are 0.15" in said
+    assert "onnxruntime, the default backend, does not run bf16: plan with --backend torch" in said
     bundle = load_bundle(tmp_path / "bundle")
-    assert bundle.manifest.options.precision == "fp16"
+    assert bundle.manifest.options.precision == "bf16"
     assert not any(entry.role == "sample" for entry in bundle.manifest.files)
