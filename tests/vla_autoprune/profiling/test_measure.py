@@ -20,7 +20,7 @@ from vla_autoprune.profiling.measure import (
     synthetic_frames,
 )
 from vla_autoprune.profiling.stage_work import SUMS
-from vla_autoprune.pruning.work import prefill_flops
+from vla_autoprune.pruning.work import layer_parameters, prefill_flops
 from vla_autoprune.recipe import rows_into_layers
 
 
@@ -173,6 +173,15 @@ def test_work_of_the_stages_is_the_recipes(planner, tiny_profile):
         into = rows_into_layers(recipe, bucket)
         assert sum(each.flops for each in work) == prefill_flops(recipe.model, into)
         assert measured.stage("stage_01").rows == into[recipe.stages[1].start]
+        model, layers = recipe.model, len(recipe.stages[1])
+        weights, row = 4 * layers * layer_parameters(model), 4 * model.hidden
+        cached = 4 * 2 * model.kv_heads * model.head_dim
+        rows = into[recipe.stages[1].start]
+        least = weights + layers * rows * cached + 2 * rows * row
+        assert measured.stage("stage_01").work.bytes == least
+        tokens = range(1, planner.codec.length)  # each reads the weights and all keys, its own included
+        least = sum(weights + layers * (rows + token) * cached + 2 * row for token in tokens)
+        assert measured.stage("decode_stage_01").work.bytes == least
     full, pruned = tiny_profile.bucket("full"), tiny_profile.bucket("b40_s1")
     assert pruned.stage("stage_02").work.flops < full.stage("stage_02").work.flops
     assert pruned.kv_mib < full.kv_mib and pruned.stage("vision").work is None
