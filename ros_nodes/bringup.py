@@ -124,7 +124,7 @@ class Bringup:
         """A node of ours, run by the interpreter that runs the launch: the one that has our packages."""
         return kind(
             executable=sys.executable,
-            arguments=["-m", module],
+            arguments=["-m", "ros_nodes.start", module],
             exec_name=name,
             name=name,
             namespace=self.values["namespace"],
