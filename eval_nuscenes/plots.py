@@ -167,7 +167,7 @@ def _latency_panel(axes: Axes, summary: EvaluationSummary, protocol: str, field:
         top = max(top, float((means + bars[1]).max()))
         for (variant, latency), mean in zip(timed, means, strict=True):
             if variant.budget is not None:
-                right, up = BUDGET_LABEL[kind]
+                right, up = BUDGET_LABEL[kind] if bundle not in summary.bundles[1:] else (5, -11)
                 axes.annotate(
                     f"{variant.budget:.0%}",
                     (latency, mean),

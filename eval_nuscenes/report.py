@@ -355,7 +355,8 @@ def _bundle_differences(summary: EvaluationSummary) -> str:
             l2_m, collision = planning.l2_above_counterpart_m, planning.collision_above_counterpart
             if l2_m is not None and collision is not None:
                 rows.append(
-                    f"<tr><th>{escape(variant.name)}</th><td>{escape(variant.counterpart or '')}</td>"
+                    f'<tr><th class="{variant.kind}">{escape(variant.name)}</th>'
+                    f"<td>{escape(variant.counterpart or '')}</td>"
                     f"<td>{protocol}</td><td>{_difference_text(l2_m, 1, 3)}</td>"
                     f"<td>{_difference_text(collision, 100, 2)}</td></tr>"
                 )

@@ -145,7 +145,7 @@ def test_bundles_stand_against_each_other(written: tuple[str, EvaluationSummary]
     assert row.counterpart == "autoprune 25%"
     difference = row.planning["standard"].l2_above_counterpart_m
     assert difference is not None and difference.mean is not None
-    cells = f"<th>{row.name}</th><td>{row.counterpart}</td><td>standard</td><td>{difference.mean:+.3f}"
+    cells = f">{row.name}</th><td>{row.counterpart}</td><td>standard</td><td>{difference.mean:+.3f}"
     assert cells in page
     said = f"autoprune 25% front12 against autoprune 25%: standard L2 {difference.mean:+.3f} m"
     assert any(sentence.startswith(said) for sentence in headlines(summary))
