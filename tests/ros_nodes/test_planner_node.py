@@ -9,6 +9,7 @@ import re
 import signal
 import weakref
 from collections import Counter
+from itertools import count
 from typing import Any
 
 import cv2
@@ -186,9 +187,12 @@ class Drive:
     def give_command(self, command: Command) -> None:
         """Publish a command, and frames until one is planned with it: no image waits for a command."""
         self.command.publish(String(data=command.value))
-        self.bench.until(
-            lambda: self.status_of(self.send())[2].get("command") == command.value, f"command {command.value}"
-        )
+        seeds = count(100)  # the same images again would be frozen ones
+
+        def heard() -> bool:
+            return self.status_of(self.send(next(seeds)))[2].get("command") == command.value
+
+        self.bench.until(heard, f"command {command.value}")
 
     def set_clock(self, stamp_ns: int) -> None:
         """Publish a time until the planner's diagnostics carry it."""
