@@ -52,9 +52,8 @@ def main(
 
     def drives() -> Iterator[KnownDrive]:
         for sample in samples:
-            yield KnownDrive(
-                sample.frame(layout.cameras), sample.scene, sample.future_in_ego, sample.future_exists
-            )
+            frame = sample.frame(layout.cameras, opened.vla.preprocessing.reduction)
+            yield KnownDrive(frame, sample.scene, sample.future_in_ego, sample.future_exists)
 
     scorers = {"text alone": Scorer()}
     chosen = range(model.tower_layers) if layers == "all" else [int(layer) for layer in layers.split(",")]

@@ -11,8 +11,10 @@ from engines.backends import Name as BackendName
 from engines.backends import open_backend
 from eval_nuscenes.evaluation import PlannerSource, PrunedKind, Variant, planner_variants
 from eval_nuscenes.nuscenes_reader import CommandSource, EgoStateSource, NuScenesSplit
-from vla_autoprune.bundle import Bundle, load_bundle
+from vla_autoprune.bundle import PREPROCESS, Bundle, load_bundle
 from vla_autoprune.errors import RecipeError
+from vla_autoprune.images import Reduction
+from vla_autoprune.models.preprocess import read_preprocessing
 from vla_autoprune.recipe import PruningRecipe
 from vla_autoprune.runtime.backend import Backend
 
@@ -111,6 +113,12 @@ class OpenRun:
         return tuple(
             dict.fromkeys(camera for recipe in self.recipes.values() for camera in recipe.layout.cameras)
         )
+
+    @cached_property
+    def reduction(self) -> Reduction:
+        """How the bundles have images decoded; all see the same, so of several the least."""
+        each = [read_preprocessing(bundle.path / PREPROCESS).reduction for bundle in self.bundles.values()]
+        return lambda width, height: min(reduction(width, height) for reduction in each)
 
     @cached_property
     def split(self) -> NuScenesSplit:

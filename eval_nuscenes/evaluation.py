@@ -26,6 +26,7 @@ from vla_autoprune.errors import InputError, PlanError
 from vla_autoprune.files import write_whole
 from vla_autoprune.fingerprint import source_hash
 from vla_autoprune.frame import CAMERAS, WAYPOINT_TIMES_S, Frame, Plan
+from vla_autoprune.images import Reduction
 
 PrunedKind = Literal["autoprune", "random", "uniform", "fixed"]
 """The policies of `vla_autoprune.runtime.planner` that can be compared."""
@@ -331,6 +332,7 @@ def plan_samples(
     variants: Sequence[Variant],
     log: PlanLog,
     cameras: Sequence[str] = CAMERAS,
+    reduction: Reduction | None = None,
     warm_up: int = 3,
 ) -> Iterator[SampleRecord]:
     """Plan every sample that the log lacks, all variants on one frame before the next frame.
@@ -342,6 +344,7 @@ def plan_samples(
         variants: what plans them.
         log: takes each sample as soon as it is done.
         cameras: images to decode.
+        reduction: the planner's, to decode them as the vehicle does.
         warm_up: unrecorded plans per variant before the first sample.
 
     Yields:
@@ -355,15 +358,19 @@ def plan_samples(
         if token in log.records:
             continue
         if not warm:
-            warm_variants(split[index].frame(cameras), variants, warm_up)
+            warm_variants(split[index].frame(cameras, reduction), variants, warm_up)
             warm = True
-        record = plan_sample(split, index, variants, cameras)
+        record = plan_sample(split, index, variants, cameras, reduction)
         log.append(record)
         yield record
 
 
 def plan_sample(
-    split: NuScenesSplit, index: int, variants: Sequence[Variant], cameras: Sequence[str] = CAMERAS
+    split: NuScenesSplit,
+    index: int,
+    variants: Sequence[Variant],
+    cameras: Sequence[str] = CAMERAS,
+    reduction: Reduction | None = None,
 ) -> SampleRecord:
     """Plan one sample with every variant; which one begins depends on the index.
 
@@ -371,7 +378,7 @@ def plan_sample(
         InputError: a camera or image is missing or unreadable.
     """
     sample = split[index]
-    frame = sample.frame(cameras)
+    frame = sample.frame(cameras, reduction)
     turn = index % len(variants)
     plans = {variant.name: plan_record(variant, frame) for variant in [*variants[turn:], *variants[:turn]]}
     return SampleRecord(

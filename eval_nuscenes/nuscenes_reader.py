@@ -23,7 +23,7 @@ from eval_nuscenes.road_map import Pose, RoadMap, map_path, points_in_ego, requi
 from vla_autoprune.errors import InputError
 from vla_autoprune.files import read_json
 from vla_autoprune.frame import CAMERAS, Command, EgoState, FloatArray, Frame, Image
-from vla_autoprune.images import decode_image
+from vla_autoprune.images import Reduction, decode_image
 
 CommandSource = Literal["route", "future"]
 EgoStateSource = Literal["auto", "can_bus", "poses"]
@@ -109,8 +109,12 @@ class Sample:
         """x, y, heading of the rear axle in the map."""
         return _planar(self.ego_pose)
 
-    def frame(self, cameras: Sequence[str] = CAMERAS) -> Frame:
+    def frame(self, cameras: Sequence[str] = CAMERAS, reduction: Reduction | None = None) -> Frame:
         """Decode the images.
+
+        Args:
+            cameras: which.
+            reduction: the planner's, `Preprocessing.reduction`; None decodes every pixel, for people.
 
         Raises:
             InputError: a camera is missing, or its file is absent or no image; the message names the file.
@@ -122,7 +126,7 @@ class Sample:
                     f"sample {self.token} of {self.scene} has no {camera}; "
                     f"it has {', '.join(self.cameras) or 'no camera at all'}"
                 )
-            images[camera] = read_image(self.cameras[camera].path)
+            images[camera] = read_image(self.cameras[camera].path, reduction)
         return Frame(
             images=images, ego=self.ego, command=self.command, token=self.token, stamp_s=self.stamp_s
         )
@@ -526,8 +530,12 @@ class NuScenesSplit:
         return self.root / "can_bus" / f"{scene}_pose.json"
 
 
-def read_image(path: Path) -> Image:
+def read_image(path: Path, reduction: Reduction | None = None) -> Image:
     """Decode an image file to [height, width, 3] RGB.
+
+    Args:
+        path: the file.
+        reduction: as `decode_image` takes it.
 
     Raises:
         InputError: the file is absent or cannot be decoded to its end.
@@ -536,7 +544,7 @@ def read_image(path: Path) -> Image:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"image {path} cannot be read: {error.strerror}") from error
-    return decode_image(content, f"image {path}")
+    return decode_image(content, f"image {path}", reduction)
 
 
 def _open_devkit(root: Path, version: str) -> Any:

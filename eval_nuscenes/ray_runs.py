@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from eval_nuscenes.evaluation import PlanLog, SampleRecord, Variant, machine, plan_sample, warm_variants
 from eval_nuscenes.nuscenes_reader import NuScenesSplit
 from vla_autoprune.errors import InputError, VlaError
+from vla_autoprune.images import Reduction
 
 LOCAL = "local"
 """The address that starts a cluster of this machine alone."""
@@ -43,6 +44,10 @@ class PlannableRun(Protocol):
         """The images to decode."""
 
     @property
+    def reduction(self) -> Reduction | None:
+        """How they are decoded."""
+
+    @property
     def device(self) -> str:
         """What the planner runs on."""
 
@@ -64,10 +69,12 @@ class _Replica:
     def plan(self, indices: Sequence[int]) -> list[SampleRecord]:
         run = self._run
         if not self._warm:
-            frame = run.split[indices[0]].frame(run.cameras)
+            frame = run.split[indices[0]].frame(run.cameras, run.reduction)
             warm_variants(frame, run.variants, self._warm_up)
             self._warm = True
-        return [plan_sample(run.split, index, run.variants, run.cameras) for index in indices]
+        return [
+            plan_sample(run.split, index, run.variants, run.cameras, run.reduction) for index in indices
+        ]
 
 
 @dataclass

@@ -22,6 +22,7 @@ from eval_nuscenes.summary import CameraTokens, EvaluationSummary, Planning, Sam
 from vla_autoprune.errors import PlanError
 from vla_autoprune.files import write_whole
 from vla_autoprune.frame import FloatArray, Image, Plan
+from vla_autoprune.images import Reduction
 from vla_autoprune.page import html_page, section
 from vla_autoprune.recipe import PruningRecipe
 
@@ -119,6 +120,7 @@ def worst_views(
     scored: Sequence[SampleScores],
     variant: Variant,
     cameras: Sequence[str],
+    reduction: Reduction | None = None,
     count: int = 4,
 ) -> list[WorstView]:
     """The samples of a variant with the largest error at 3 s under the first protocol, one per scene.
@@ -129,6 +131,7 @@ def worst_views(
         scored: their scores, in the same order.
         variant: whose errors count; it plans once more unless it only stands for a predictions file.
         cameras: images to decode; the front camera where a file was evaluated.
+        reduction: as for the plans; pictures have every pixel.
         count: at most so many.
     """
     errors = _errors_at_3_s(scored, variant.name)
@@ -144,7 +147,7 @@ def worst_views(
         plan = None
         if variant.kind != "predictions" and frame is not None:
             try:
-                plan = variant.agent.plan(frame)
+                plan = variant.agent.plan(scene.sample.frame(there, reduction))
             except PlanError:
                 plan = None  # its record says so, and it stands still in the picture
         first = next(iter(scored[index].scores.values()))[variant.name]
@@ -166,6 +169,7 @@ def token_views(
     records: Sequence[SampleRecord],
     variants: Sequence[Variant],
     cameras: Sequence[str],
+    reduction: Reduction | None = None,
 ) -> list[TokenView]:
     """Plan two samples again to show their tokens: the least and most complex frame the first variant met."""
     plans = [record.plans[variants[0].name] for record in records]
@@ -173,12 +177,12 @@ def token_views(
     views = []
     for index in _spread(complexity, 2):
         sample = _sample(split, records[index])
-        frame = sample.frame(cameras)
+        frame = sample.frame(cameras, reduction)
         shown = {}
         for variant in variants:
             with contextlib.suppress(PlanError):  # its record says so
                 shown[variant.name] = variant.agent.plan(frame)
-        views.append(TokenView(sample, frame.images, shown))
+        views.append(TokenView(sample, sample.frame(cameras).images, shown))
     return views
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ros_nodes.synchronisation import FrameSet, Stamped
 from vla_autoprune.errors import InputError
 from vla_autoprune.frame import Image
-from vla_autoprune.images import decode_image
+from vla_autoprune.images import Reduction, decode_image, jpeg_size
 from vla_autoprune.models.preprocess import Preprocessing
 
 MissingCamera = Literal["refuse", "last_frame", "black"]
@@ -70,14 +70,19 @@ class _Seen:
     """Distance travelled when these bytes first came."""
 
 
-def image_of(camera: str, message: ImageData) -> Image:
+def image_of(camera: str, message: ImageData, reduction: Reduction | None = None) -> Image:
     """Decode a camera message to [height, width, 3] RGB.
+
+    Args:
+        camera: names it in messages.
+        message: what came.
+        reduction: the planner's, `Preprocessing.reduction`, for image files; None decodes every pixel.
 
     Raises:
         InputError: the file is garbage or truncated, or the pixels are not of a known layout.
     """
     if not message.encoding:
-        return decode_image(bytes(message.data), f"image of {camera}")
+        return decode_image(bytes(message.data), f"image of {camera}", reduction)
     if message.encoding not in _CHANNELS:
         raise InputError(
             f"image of {camera} is encoded as {message.encoding!r}; allowed: {', '.join(_CHANNELS)}"
@@ -95,6 +100,12 @@ def image_of(camera: str, message: ImageData) -> Image:
     if message.encoding == "rgb8":
         return image
     return np.ascontiguousarray(image[:, :, list(_CHANNELS[message.encoding])])
+
+
+def _sent_size(message: ImageData, image: Image) -> tuple[int, int]:
+    """Width and height of what the camera sent; its image may have been decoded in part."""
+    height, width = image.shape[:2]
+    return (None if message.encoding else jpeg_size(bytes(message.data))) or (width, height)
 
 
 class CameraImages:
@@ -161,11 +172,11 @@ class CameraImages:
             raise InputError(
                 f"{camera} is frozen: the same image for {travelled_m - seen.at_m:.1f} m of driving"
             )
-        image = image_of(camera, stamped.content)
+        image = image_of(camera, stamped.content, self.preprocessing.reduction)
         self.preprocessing.check_image(camera, image)
         if self.black_level and image[::8, ::8].mean() < self.black_level:
             raise InputError(f"{camera} is black: its mean is below {self.black_level:g} of 255")
-        height, width = image.shape[:2]
+        width, height = _sent_size(stamped.content, image)
         before = self._sizes.setdefault(camera, (width, height))
         if before != (width, height):
             notes.append(f"{camera} changed from {before[0]}x{before[1]} to {width}x{height}")

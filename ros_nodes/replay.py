@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from ros_nodes.ego_motion import AccelerationSource, EgoMotion
 from ros_nodes.messages import image_data, odometry_sample, stamp_ns_of, trajectory_of
 from ros_nodes.motion import Trajectory
 from vla_autoprune.errors import InputError, VlaError
-from vla_autoprune.frame import Command, Frame, Plan
+from vla_autoprune.frame import Command, Frame, Image, Plan
+from vla_autoprune.images import Reduction
 
 PlanInBucket = Callable[[Frame, str], Plan]
 
@@ -66,6 +68,7 @@ def replay(
     recording: Path,
     cameras: tuple[str, ...],
     plan: PlanInBucket,
+    reduction: Reduction | None = None,
     acceleration_source: AccelerationSource = "odometry",
     sync_tolerance_ms: float = 50.0,
     odometry_max_age_ms: float = 200.0,
@@ -76,6 +79,7 @@ def replay(
         recording: rosbag2 directory, MCAP or SQLite, of `recorder` or of rosbag2.
         cameras: those the bundle wants.
         plan: plans a frame in a named bucket.
+        reduction: the planner's, to decode images as it did.
         acceleration_source: the planner's parameter when it was recorded.
         sync_tolerance_ms: the planner's parameter when it was recorded.
         odometry_max_age_ms: the planner's parameter when it was recorded.
@@ -92,6 +96,7 @@ def replay(
     )
     suffixes = {topics.camera_topic(camera, raw): camera for camera in cameras for raw in (False, True)}
     tolerance_ns = round(sync_tolerance_ms * 1e6)
+    decode = partial(image_of, reduction=reduction)
     waiting: deque[tuple[int, dict[str, str]]] = deque()
     found = False
 
@@ -102,7 +107,7 @@ def replay(
             recorded = known.paths.pop(stamp_ns, None)
             if recorded is not None:
                 found = True
-                yield _repeat(known, recorded, values, plan, tolerance_ns)
+                yield _repeat(known, recorded, values, decode, plan, tolerance_ns)
 
     for topic, message in read_messages(recording):
         camera = next((suffixes[suffix] for suffix in suffixes if topic.endswith("/" + suffix)), None)
@@ -150,7 +155,12 @@ def _is_whole(known: _Known, stamp_ns: int, values: dict[str, str], tolerance_ns
 
 
 def _repeat(
-    known: _Known, recorded: Trajectory, values: dict[str, str], plan: PlanInBucket, tolerance_ns: int
+    known: _Known,
+    recorded: Trajectory,
+    values: dict[str, str],
+    decode: Callable[[str, ImageData], Image],
+    plan: PlanInBucket,
+    tolerance_ns: int,
 ) -> Replayed:
     result = Replayed(recorded.stamp_ns, values["bucket"], float(values.get("total_ms", "nan")))
     try:
@@ -166,7 +176,7 @@ def _repeat(
             near = min(kept, key=lambda entry: abs(entry[0] - used_ns), default=None)
             if near is None or abs(near[0] - recorded.stamp_ns) > tolerance_ns:
                 raise InputError(f"no image of {camera} was recorded for it")
-            images[camera] = image_of(camera, near[1])
+            images[camera] = decode(camera, near[1])
         ego = known.ego.at(recorded.stamp_ns)
         again = plan(Frame(images, ego, command, stamp_s=recorded.stamp_ns / 1e9), result.bucket)
     except VlaError as error:

@@ -91,9 +91,13 @@ def test_side_by_side(run, tmp_path):
     assert unpruned["same_tokens"] == 1
 
 
-def test_image_input(run):
-    printed = run("image_input", "--width", 160, "--height", 90, "--turns", 1)
-    assert "bicubic" in printed and "medians of 1, one thread, one image of 160 x 90" in printed
+def test_image_input(run, synthetic_root, stored_bundle):
+    printed = run("image_input", "filters", "--turns", 1, "--width", 160, "--height", 90)
+    assert all(name in printed for name in ("area", "bicubic", "medians of 1, one thread"))
+    options = ["--bundle", stored_bundle.path, "--data", synthetic_root]
+    printed = run("image_input", "reduction", *options, "--frames", 2, "--enlarge", 6)
+    assert "pixel values differ by 0.0" in printed and "differ by 0.0000," not in printed
+    assert "of 2 plans the same" in printed and "unpruned:" in printed and "40%:" in printed
 
 
 def test_open_loop(run):

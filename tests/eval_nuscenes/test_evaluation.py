@@ -19,6 +19,7 @@ from eval_nuscenes.evaluation import (
     pruned_example,
 )
 from vla_autoprune.errors import InputError
+from vla_autoprune.frame import CAMERAS, Frame, Plan
 
 
 def test_variants_are_the_unpruned_the_pairs_and_the_references(pretend_planner: type) -> None:
@@ -87,6 +88,23 @@ def test_variants_take_turns_on_each_frame_after_a_warm_up(
         "autoprune None s0k1",
     ]
     assert [list(record.plans) for record in records] == [["full", "autoprune 25%"]] * 3
+
+
+def test_plans_are_made_of_images_decoded_as_asked(
+    run_key: RunKey, make_drive: Callable, pretend_planner: type, tmp_path: Path
+) -> None:
+    drive, seen = make_drive(scenes=1, keyframes=2), []
+
+    class Seeing(pretend_planner):
+        def plan(self, frame: Frame) -> Plan:
+            seen.extend(image.shape for image in frame.images.values())
+            return super().plan(frame)
+
+    variants = [Variant("full", "full", Seeing())]
+    for name, reduction, shape in (("half", lambda *_: 2, (45, 80, 3)), ("whole", None, (90, 160, 3))):
+        seen.clear()
+        list(plan_samples(drive, variants, PlanLog(tmp_path / name, run_key), reduction=reduction))
+        assert len(seen) >= 2 * len(CAMERAS) and set(seen) == {shape}
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(

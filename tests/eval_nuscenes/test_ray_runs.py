@@ -67,7 +67,8 @@ def test_two_replicas_plan_what_one_process_plans_though_one_is_killed(
 ) -> None:
     opened = bundle_run.open()
     split = opened.split
-    serial = list(plan_samples(split, opened.variants, PlanLog(tmp_path / "serial", run_key), opened.cameras))
+    log = PlanLog(tmp_path / "serial", run_key)
+    serial = list(plan_samples(split, opened.variants, log, opened.cameras, opened.reduction))
     opened.close()
     with RayRun("local", 2, bundle_run.open, warm_up=1, batch=2) as replicas:
         assert "2 Ray replicas on" in replicas.machine

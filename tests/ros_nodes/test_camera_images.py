@@ -9,6 +9,7 @@ import pytest
 from ros_nodes.camera_images import CameraImages, ImageData, image_of
 from ros_nodes.synchronisation import FrameSet, Stamped
 from vla_autoprune.errors import InputError
+from vla_autoprune.images import decode_image
 from vla_autoprune.models.preprocess import Preprocessing
 
 PREPROCESSING = Preprocessing(cameras=("FRONT", "BACK"), width=16, height=16, aspect_ratio=16 / 9)
@@ -108,3 +109,20 @@ def test_darkness_may_be_allowed():
         CameraImages(PREPROCESSING, "FRONT").of(frame(1, FRONT=black, BACK=message()), 0.0)
     allowed = CameraImages(PREPROCESSING, "FRONT", black_level=0.0)
     assert not allowed.of(frame(1, FRONT=black, BACK=message()), 0.0).filled
+
+
+def large(width: int, height: int) -> ImageData:
+    shades = np.linspace(60, 200, height, dtype=np.uint8)[:, None, None]
+    return ImageData(cv2.imencode(".jpg", np.broadcast_to(shades, (height, width, 3)))[1].tobytes())
+
+
+def test_large_jpegs_are_decoded_in_part_and_notes_have_the_cameras_size():
+    images = CameraImages(PREPROCESSING, "FRONT")
+    got = images.of(frame(1, FRONT=large(640, 360), BACK=large(160, 90)), 0.0)
+    assert got.images["FRONT"].shape == (90, 160, 3) and got.images["BACK"].shape == (90, 160, 3)
+    offline = decode_image(large(640, 360).data, "it", PREPROCESSING.reduction)
+    assert np.array_equal(got.images["FRONT"], offline) and not got.notes
+    got = images.of(frame(2, FRONT=large(320, 180), BACK=large(160, 90)), 1.0)
+    assert got.notes == ("FRONT changed from 640x360 to 320x180",)
+    with pytest.raises(InputError, match="image of FRONT is 640x480; the model knows"):
+        images.of(frame(3, FRONT=large(640, 480), BACK=large(160, 90)), 1.0)

@@ -103,7 +103,7 @@ def test_the_monitor_finds_what_offline_evaluation_finds(driven, data_root, plan
     assert score["missed"] == 0
     at = []
     for sample in split:
-        plan = planner.plan(sample.frame())
+        plan = planner.plan(sample.frame(reduction=planner.preprocessing.reduction))
         offline = PROTOCOLS["uniad"].scorer(sample.truth)(sample.lidar_waypoints(plan.waypoints_in_ego))
         online = score["distances_m"][str(round(sample.stamp_s * 1e6) * 1000)]
         assert [value is not None for value in online] == sample.future_exists.tolist()
@@ -134,13 +134,15 @@ def test_the_recording_replays_to_the_same_plans(driven, planner) -> None:
 
 def test_a_replay_sees_a_plan_that_moved(driven, planner) -> None:
     from dataclasses import replace
+    from functools import partial
 
     def shifted(frame, bucket):
         plan = planner.plan_in_bucket(frame, bucket)
         return replace(plan, waypoints_in_ego=plan.waypoints_in_ego + np.array([0.0, 0.5, 0.0]))
 
     cameras = planner.recipe.layout.cameras
-    for plan in replay(driven["drive"], cameras, shifted, "topic"):
+    again = partial(replay, reduction=planner.preprocessing.reduction, acceleration_source="topic")
+    for plan in again(driven["drive"], cameras, shifted):
         assert plan.difference_m == pytest.approx(0.5, abs=1e-5)
-    for plan in replay(driven["drive"], cameras, planner.plan_in_bucket, "topic", sync_tolerance_ms=-1.0):
+    for plan in again(driven["drive"], cameras, planner.plan_in_bucket, sync_tolerance_ms=-1.0):
         assert "no image of" in plan.problem

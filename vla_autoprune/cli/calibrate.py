@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
     from vla_autoprune.models.adapter import StageModel
     from vla_autoprune.models.checkpoint import Vla
+    from vla_autoprune.models.preprocess import Preprocessing
     from vla_autoprune.pruning.calibration import MappingFit, SlopeMapping
     from vla_autoprune.recipe import ModelShape, PromptLayout, PruningRecipe
     from vla_autoprune.runtime.slope_losses import KnownDrive, SlopeLosses
@@ -291,7 +292,7 @@ def _measure(
         try:
             measured = measure_slopes(
                 Planner(bundle, opened),
-                _drives(samples, recipe.layout.cameras),
+                _drives(samples, vla.preprocessing),
                 lambda done: progress.update(planning, completed=done),
             )
         finally:
@@ -342,11 +343,12 @@ def chosen_mapping(fit: MappingFit, keep: bool = False) -> SlopeMapping:
     return SlopeMapping(edges=(), slopes=(slope,), fixed_slope=slope)
 
 
-def _drives(samples: NuScenesSplit, cameras: tuple[str, ...]) -> Iterator[KnownDrive]:
+def _drives(samples: NuScenesSplit, preprocessing: Preprocessing) -> Iterator[KnownDrive]:
     from vla_autoprune.runtime.slope_losses import KnownDrive
 
     for sample in samples:
-        yield KnownDrive(sample.frame(cameras), sample.scene, sample.future_in_ego, sample.future_exists)
+        frame = sample.frame(preprocessing.cameras, preprocessing.reduction)
+        yield KnownDrive(frame, sample.scene, sample.future_in_ego, sample.future_exists)
 
 
 def _write_record(

@@ -267,7 +267,7 @@ def evaluate(
     example = pruned_example(planned.variants) or planned.variants[0]
     compared = [example, *counterparts(planned.variants, example)]
     shown = samples, planned.records, scored
-    cameras = ("CAM_FRONT",) if run is None else run.cameras
+    cameras, reduction = (("CAM_FRONT",), None) if run is None else (run.cameras, run.reduction)
     with progress_bar() as progress:
         progress.add_task("report", total=None)
         report.write_report(
@@ -275,8 +275,10 @@ def evaluate(
             result,
             recipes,
             report.scene_views(*shown, example.name),
-            () if run is None else report.token_views(samples, planned.records, compared, cameras),
-            report.worst_views(*shown, example, cameras),
+            ()
+            if run is None
+            else report.token_views(samples, planned.records, compared, cameras, reduction),
+            report.worst_views(*shown, example, cameras, reduction),
         )
     written = [out / "results.json", out / "report.html"]
     if record is not None:
@@ -359,7 +361,10 @@ def _plan_bundle(
     if ray is None:
         log = evaluation.PlanLog(out, key)
         _finish(
-            evaluation.plan_samples(samples, run.variants, log, run.cameras, warm_up), samples, log, console
+            evaluation.plan_samples(samples, run.variants, log, run.cameras, run.reduction, warm_up),
+            samples,
+            log,
+            console,
         )
     else:
         with RayRun(ray, replicas, run.run.open, warm_up) as cluster:

@@ -26,6 +26,7 @@ from vla_autoprune.cli.options import (
 from vla_autoprune.errors import InputError
 from vla_autoprune.files import write_whole
 from vla_autoprune.frame import Command, EgoState, Frame, Plan
+from vla_autoprune.images import Reduction
 from vla_autoprune.models.tokenizer import ACCELERATION_MPS2, SPEED_MPS, YAW_RATE_RPS
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -86,8 +87,9 @@ def predict(
         raise InputError(f"--policy {policy.value} chooses tokens to keep, but without --budget all are kept")
     loaded = load_bundle(bundle)
     planner = Planner(loaded, open_backend(backend.value, loaded, threads=threads), budget, policy.value)
+    cameras = loaded.recipe.layout.cameras
     frame = Frame(
-        images=read_images(images, loaded.recipe.layout.cameras),
+        images=read_images(images, cameras, planner.preprocessing.reduction),
         ego=EgoState(speed, acceleration, yaw_rate),
         command=command,
         token=images.resolve().name,
@@ -98,7 +100,8 @@ def predict(
     from eval_nuscenes.pictures import plan_picture
 
     out.mkdir(parents=True, exist_ok=True)
-    picture = plan_picture(frame, plan, loaded.recipe.layout)
+    shown = dataclasses.replace(frame, images=read_images(images, cameras))
+    picture = plan_picture(shown, plan, loaded.recipe.layout)
     document = _document(plan, frame, planner.prompt.heard(frame.ego), loaded.manifest.bundle_id)
     write_whole(
         out / "waypoints.json",
@@ -108,7 +111,9 @@ def predict(
     _print(plan, loaded.kv_mib(loaded.recipe.bucket(FULL)), out)
 
 
-def read_images(folder: Path, cameras: Sequence[str]) -> dict[str, Any]:
+def read_images(
+    folder: Path, cameras: Sequence[str], reduction: Reduction | None = None
+) -> dict[str, Any]:
     """The image file of every camera in a folder.
 
     A file belongs to a camera when its name is the camera's, or holds it between double underscores as
@@ -117,6 +122,7 @@ def read_images(folder: Path, cameras: Sequence[str]) -> dict[str, Any]:
     Args:
         folder: where they are.
         cameras: names.
+        reduction: the planner's; None decodes every pixel, for people.
 
     Returns:
         [height, width, 3] RGB images by camera.
@@ -139,7 +145,7 @@ def read_images(folder: Path, cameras: Sequence[str]) -> dict[str, Any]:
                 f"--images: {folder} has {what} of {camera}; the model needs exactly one of each of "
                 f"{', '.join(cameras)}, named like {camera}.jpg"
             )
-        found[camera] = read_image(matches[0])
+        found[camera] = read_image(matches[0], reduction)
     return found
 
 

@@ -30,6 +30,7 @@ from vla_autoprune.progress import progress_bar
 
 if TYPE_CHECKING:
     from vla_autoprune.frame import Frame
+    from vla_autoprune.models.preprocess import Preprocessing
     from vla_autoprune.profiling.budgets import Check
     from vla_autoprune.profiling.compare import Comparison
     from vla_autoprune.profiling.document import Distribution, Profile, RosLatencies
@@ -167,7 +168,7 @@ def _measure(
     sensors, absent = find_sensors()
     try:
         planner = Planner(bundle, opened)
-        recorded = [_frame(folder, bundle.recipe.layout.cameras) for folder in images]
+        recorded = [_frame(folder, planner.preprocessing) for folder in images]
         run = Run(
             frames=frames,
             warm_up=warm_up,
@@ -227,11 +228,12 @@ def _trace(planner: Planner, recorded: Sequence[Frame], result: Profile, path: P
     write_trace(trace_events(plans, planner.backend.clock == "device"), path)
 
 
-def _frame(folder: Path, cameras: Sequence[str]) -> Frame:
+def _frame(folder: Path, preprocessing: Preprocessing) -> Frame:
     from vla_autoprune.cli.predict import read_images
     from vla_autoprune.frame import Command, EgoState, Frame
 
-    return Frame(read_images(folder, cameras), EgoState(speed_mps=6.0), Command.STRAIGHT, token=folder.name)
+    images = read_images(folder, preprocessing.cameras, preprocessing.reduction)
+    return Frame(images, EgoState(speed_mps=6.0), Command.STRAIGHT, token=folder.name)
 
 
 def _read(path: Path) -> Profile:

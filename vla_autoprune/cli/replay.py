@@ -92,7 +92,11 @@ def replay(
     planner = Planner(opened, OnnxRuntimeBackend(opened, threads=threads))
     console = Console(soft_wrap=True)
     again = plans_of(
-        recording, opened.recipe.layout.cameras, planner.plan_in_bucket, acceleration_source.value
+        recording,
+        opened.recipe.layout.cameras,
+        planner.plan_in_bucket,
+        planner.preprocessing.reduction,
+        acceleration_source.value,
     )
     with progress_bar() as bar:
         plans = list(bar.track(again, description="plans again"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,9 @@ from vla_autoprune.files import first_fault
 from vla_autoprune.frame import CAMERAS, Image
 
 ASPECT_TOLERANCE = 0.05
+
+REDUCED_TO = 4.0
+"""Times the tower's input that an image decoded in part still has, in both directions; at 2 plans change."""
 
 _ANEW = "train the model or export the bundle anew with vla-autoprune"
 
@@ -88,6 +92,33 @@ class Preprocessing(BaseModel):
                 np.multiply(image[:, :, channel], gain, out=pixels[index, channel])
                 pixels[index, channel] -= np.float32(self.mean[channel] / self.std[channel])
 
+    def reduction(self, width: int, height: int) -> int:
+        """By what a JPEG's decoder may divide an image before it gets the tower's size.
+
+        Means of areas hardly tell whether the decoder has begun with them. Filters are asked for because
+        pixels shall be those of training, so images that they resize are decoded whole. So are images that
+        `check_image` refuses: its message shall have their own size.
+
+        Args:
+            width: of the whole image, pixels.
+            height: of the whole image, pixels.
+
+        Returns:
+            The largest of 1, 2, 4 and 8 that leaves `REDUCED_TO` times the tower's size.
+        """
+        if self.resample == "area" and self._knows(width, height):
+            for divisor in (8, 4, 2):
+                across, down = math.ceil(width / divisor), math.ceil(height / divisor)
+                large = across >= REDUCED_TO * self.width and down >= REDUCED_TO * self.height
+                if large and self._knows(across, down):
+                    return divisor
+        return 1
+
+    def _knows(self, width: int, height: int) -> bool:
+        squeezed = (width, height) == (self.width, self.height)
+        ratio = self.aspect_ratio
+        return not ratio or squeezed or abs(width / height / ratio - 1) <= ASPECT_TOLERANCE
+
     def _resized(self, image: NDArray[Any]) -> NDArray[Any]:
         if self.resample != "area":
             return _filtered(image, self.width, self.height, self.resample, self.fit == "crop")
@@ -123,12 +154,7 @@ class Preprocessing(BaseModel):
                 "expected uint8 [height, width, 3] RGB"
             )
         height, width = image.shape[:2]
-        squeezed = (height, width) == (self.height, self.width)
-        if (
-            self.aspect_ratio
-            and not squeezed
-            and abs(width / height / self.aspect_ratio - 1) > ASPECT_TOLERANCE
-        ):
+        if not self._knows(width, height):
             raise InputError(
                 f"image of {camera} is {width}x{height}; the model knows images of width / height "
                 f"{self.aspect_ratio:.3f} (1600x900 is 1.778), within {ASPECT_TOLERANCE:.0%}: "

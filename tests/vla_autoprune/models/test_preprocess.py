@@ -68,3 +68,23 @@ def test_a_file_without_a_method_averages_areas_and_one_with_an_unknown_one_is_r
     file.write_text(before.model_dump_json().replace('"area"', '"cubic"'))
     with pytest.raises(BundleError, match=r"preprocess\.json: resample: .*'area', .*'hamming', got 'cubic'"):
         read_preprocessing(file)
+
+
+def test_images_are_decoded_to_four_times_the_towers_size_where_areas_are_averaged():
+    steps = Preprocessing(cameras=("CAM_FRONT",), aspect_ratio=16 / 9)
+    sizes = {(1600, 900): 2, (800, 450): 1, (1366, 768): 2, (1362, 766): 1, (2731, 1536): 4, (7680, 4320): 8}
+    for size, divisor in sizes.items():
+        assert steps.reduction(*size) == divisor, size
+    assert steps.reduction(900, 1600) == steps.reduction(1600, 1200) == 1  # refused, by their own size
+    assert steps.model_copy(update={"aspect_ratio": None}).reduction(900, 1600) == 2
+    assert steps.model_copy(update={"resample": "bicubic"}).reduction(1600, 900) == 1
+
+
+def test_rounding_up_makes_no_image_one_that_is_refused():
+    steps = Preprocessing(cameras=("CAM_FRONT",), width=4, height=2, aspect_ratio=2.0)
+    for height in range(16, 90):
+        for width in range(round(1.9 * height), round(2.1 * height) + 2):
+            divisor = steps.reduction(width, height)
+            if divisor > 1:
+                reduced = np.zeros((-(-height // divisor), -(-width // divisor), 3), dtype=np.uint8)
+                steps.check_image("CAM_FRONT", reduced)
