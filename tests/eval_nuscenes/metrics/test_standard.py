@@ -117,3 +117,14 @@ def test_a_road_user_comes_back_once_the_true_car_has_passed_it() -> None:
     assert standard(truth_with(car(0.0, 3.0)), stop).hits == (False,) * 3 + (True,) * 3
     elsewhere = truth_with(car(0.0, 3.0), waypoints=FORWARD + np.float32([30.0, 0.0]))
     assert all(standard(elsewhere, stop).hits)
+
+
+def test_the_true_heading_does_not_turn_back_where_the_scene_ends() -> None:
+    angles = np.pi / 12 * np.arange(1, 7)
+    left_turn = (8 * np.stack([np.cos(angles) - 1, np.sin(angles)], axis=1)).astype(np.float32)
+    last = left_turn[3] - left_turn[2]
+    x, y = left_turn[3] + 2.3 * last / np.linalg.norm(last)  # beside a nose that turns back
+    person = TrackedBox(float(x), float(y), 0.3, 0.3, 0.0, "human.pedestrian.adult", "person")
+    assert not any(standard(truth_with(person, existing=4, waypoints=left_turn), left_turn).hits)
+    elsewhere = truth_with(person, existing=4, waypoints=left_turn + np.float32([30.0, 0.0]))
+    assert standard(elsewhere, left_turn).hits[3]
