@@ -16,6 +16,7 @@ from vla_autoprune.cli.options import (
     refuse,
     require_directory,
     require_file,
+    told_when_interrupted,
 )
 from vla_autoprune.errors import InputError
 from vla_autoprune.runtime.planner import POLICIES
@@ -132,3 +133,12 @@ def test_faults_are_gathered_and_told_together() -> None:
 def test_a_limit_of_nothing_is_refused(command: str) -> None:
     arguments = [*(["bundle"] if command == "evaluate" else []), "--data", "d", "--limit", "0"]
     assert CliRunner().invoke(app, [command, *arguments]).exit_code == 2
+
+
+def test_an_interrupt_says_what_is_left_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    done = [1, 2]
+    with pytest.raises(KeyboardInterrupt), told_when_interrupted(lambda: f"{len(done)} are kept [here]"):
+        done.append(3)
+        raise KeyboardInterrupt
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "interrupted: 3 are kept [here]\n")
