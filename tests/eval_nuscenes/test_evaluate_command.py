@@ -21,7 +21,8 @@ from eval_nuscenes.summary import STEPS_OF_A_PLAN
 from vla_autoprune import contract
 from vla_autoprune.bundle import Bundle, load_bundle, write_manifest
 from vla_autoprune.cli import app
-from vla_autoprune.errors import InputError
+from vla_autoprune.cli.evaluate import HOPELESS
+from vla_autoprune.errors import InputError, PlanError
 from vla_autoprune.recipe import write_recipe
 
 
@@ -155,6 +156,22 @@ def test_a_second_run_plans_nothing_again_and_says_the_same(
     evaluate(stored_bundle, world, tmp_path, "--limit", "7")
     assert numbers(tmp_path)["conditions"]["samples"] == 7
     assert log.read_text().startswith(plans)
+
+
+def test_a_model_that_never_answers_with_a_plan_is_not_scored(
+    stored_bundle: Bundle, world: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(stored_bundle.path, tmp_path / "bundle")
+    actions = json.loads((folder / "actions.json").read_text())
+    (folder / "actions.json").write_text(json.dumps({**actions, "first_distance_token": 0}))
+    graphs = list(stored_bundle.graphs.values())
+    write_manifest(folder, stored_bundle.recipe, graphs, stored_bundle.manifest.options)
+    quick = ("--limit", str(HOPELESS), "--policies", "autoprune", "--budgets", "0.4")
+    run = evaluate(load_bundle(folder), world, tmp_path / "out", *quick)
+    assert isinstance(run.exception, PlanError)
+    assert "full has no plan on any of 10 samples" in str(run.exception)
+    assert "full has no plan on the first 10 samples: answer token 0" in " ".join(run.output.split())
+    assert not (tmp_path / "out" / "results.json").exists()
 
 
 def test_other_policies_can_be_compared(stored_bundle: Bundle, world: Path, tmp_path: Path) -> None:
