@@ -14,6 +14,9 @@ from vla_autoprune.frame import WAYPOINT_TIMES_S
 HORIZONS_S = (1, 2, 3)
 STEPS_PER_S = 2
 
+CLOCK_JUMP_MS = 10_000.0
+"""ROS time and steady time that differ so much over a plan: ROS time jumped, as between two drives."""
+
 
 @dataclass
 class Frame:
@@ -24,7 +27,7 @@ class Frame:
         truth_came_s: when, on the steady clock.
         plan: the first one with the same stamp.
         latency_ms: from the truth's coming to the plan's, steady time.
-        age_ms: of the plan's input when the plan came, ROS time.
+        age_ms: of the plan's input when the plan came, ROS time; NaN where that jumped meanwhile.
     """
 
     truth: Trajectory
@@ -63,7 +66,9 @@ class OnlineScores:
         elif frame.plan is None:
             frame.plan = plan
             frame.latency_ms = (steady_s - frame.truth_came_s) * 1e3
-            frame.age_ms = (now_ns - plan.stamp_ns) / 1e6
+            age_ms = (now_ns - plan.stamp_ns) / 1e6
+            if abs(age_ms - frame.latency_ms) < CLOCK_JUMP_MS:
+                frame.age_ms = age_ms
 
     def distances_m(self, frame: Frame) -> FloatArray:
         """[6] metres between the planned and the true point, NaN where there is no truth or no plan."""
@@ -99,7 +104,7 @@ class OnlineScores:
             l2_at_m=tuple(float(complete[:, end - 1].mean()) for end in ends) if len(complete) else None,
             l2_mean_m=tuple(float(complete[:, :end].mean()) for end in ends) if len(complete) else None,
             latency_ms=_spread([frame.latency_ms for frame in planned]),
-            age_ms=_spread([frame.age_ms for frame in planned]),
+            age_ms=_spread([frame.age_ms for frame in planned if not math.isnan(frame.age_ms)]),
             distances_m={
                 frame.truth.stamp_ns: [None if math.isnan(value) else value for value in row]
                 for frame, row in zip(self.frames, distances.tolist(), strict=True)
@@ -117,7 +122,7 @@ class Summary:
         l2_at_m: at 1, 2, 3 s, as UniAD reports.
         l2_mean_m: mean of the steps up to 1, 2, 3 s, as ST-P3 and VAD report.
         latency_ms: p50, p95, max.
-        age_ms: p50, p95, max.
+        age_ms: p50, p95, max of the frames in which ROS time did not jump.
         distances_m: by stamp, per step.
     """
 

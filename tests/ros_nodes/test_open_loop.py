@@ -54,6 +54,17 @@ def test_a_stamp_that_comes_again_begins_another_frame() -> None:
     assert scores.summary(500.0).l2_at_m == pytest.approx((1.5, 1.5, 1.5))
 
 
+def test_a_clock_that_jumps_to_another_drive_makes_no_plan_old() -> None:
+    scores = OnlineScores()
+    for second in (0, 1):
+        scores.add_truth(path(second * SECOND_NS), float(second))
+    scores.add_plan(path(0), 300_000_000, 0.3)
+    scores.add_plan(path(SECOND_NS), 3600 * SECOND_NS, 1.2)
+    summary = scores.summary(500.0)
+    assert summary.planned == 2
+    assert summary.age_ms == pytest.approx((300.0, 300.0, 300.0))
+
+
 def test_the_scored_point_turns_with_the_vehicle() -> None:
     scores = OnlineScores((1.0, 0.0))
     scores.add_truth(path(0), 0.0)
