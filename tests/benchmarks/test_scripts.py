@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+pytest.importorskip("torch")
+
 
 @pytest.fixture
 def run(repository, tmp_path):
