@@ -165,6 +165,8 @@ class VariantSummary(Record):
         bundle: name of the bundle that plans; empty where none does.
         counterpart: row of the first bundle with the same policy and budget; None for its own rows.
         cameras: what is left of each camera in the last stage; empty without a bundle.
+        scenarios: by the first of the evaluation's protocols.
+        error_by_complexity: by the first of the evaluation's protocols.
     """
 
     name: str
@@ -239,7 +241,7 @@ class EvaluationSummary(Record):
 
     @property
     def protocols(self) -> tuple[str, ...]:
-        """In the order asked for."""
+        """In the order asked for; scenarios and complexity go by the first."""
         return tuple(self.variants[0].planning)
 
     @property
