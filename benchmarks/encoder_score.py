@@ -40,7 +40,8 @@ def main(
     from vla_autoprune.export.export import export_bundle, text_files
     from vla_autoprune.models.adapter import LlavaAdapter
     from vla_autoprune.models.checkpoint import open_model
-    from vla_autoprune.recipe import Scorer, build_recipe
+    from vla_autoprune.recipe import Scorer
+    from vla_autoprune.recipe_building import build_recipe
     from vla_autoprune.runtime.planner import Planner
     from vla_autoprune.runtime.slope_losses import KnownDrive, measure_slopes
 

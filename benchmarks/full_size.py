@@ -48,7 +48,8 @@ def random_model(name: str, shrink: int) -> tuple[Any, int]:
 
 def recipes(model: Any, name: str, depth: int, budgets: tuple[float, ...]) -> tuple[Any, Any]:
     """The recipe of the full depth, and one of the two layers that are exported, a stage each."""
-    from vla_autoprune.recipe import Scorer, build_recipe
+    from vla_autoprune.recipe import Scorer
+    from vla_autoprune.recipe_building import build_recipe
 
     layout, shape = shapes.layout(name), model.shape(f"{name} shapes")
     common: dict[str, Any] = {"decode_length": DECODE, "slopes": (0.2,), "scorer": Scorer(encoder_weight=0.0)}

@@ -73,7 +73,8 @@ def export(options: argparse.Namespace) -> None:
     from vla_autoprune.bundle import load_bundle
     from vla_autoprune.export.export import export_bundle
     from vla_autoprune.models.stored_weights import open_stored
-    from vla_autoprune.recipe import Scorer, build_recipe
+    from vla_autoprune.recipe import Scorer
+    from vla_autoprune.recipe_building import build_recipe
 
     torch.set_num_threads(options.threads)
     layers = options.layers[0]

@@ -42,7 +42,8 @@ def build(options: argparse.Namespace) -> tuple[Any, Any]:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     from vla_autoprune.models.families import adapter_for
-    from vla_autoprune.recipe import PromptLayout, build_recipe
+    from vla_autoprune.recipe import PromptLayout
+    from vla_autoprune.recipe_building import build_recipe
 
     side = round(options.tokens_per_camera**0.5)
     size = side * PATCH
@@ -81,7 +82,8 @@ def build(options: argparse.Namespace) -> tuple[Any, Any]:
 def one_bucket_of(five: Path, one: Path, recipe: Any) -> None:
     """The same bundle with nothing but the unpruned bucket; files are linked, not copied."""
     from vla_autoprune import bundle, contract
-    from vla_autoprune.recipe import build_recipe, write_recipe
+    from vla_autoprune.recipe import write_recipe
+    from vla_autoprune.recipe_building import build_recipe
 
     alone = build_recipe(recipe.model, recipe.layout, decode_length=recipe.decode_length, budgets=())
     manifest = bundle.read_manifest(five)

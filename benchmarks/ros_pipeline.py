@@ -60,7 +60,7 @@ def random_bundle(folder: Path) -> Path:
     from vla_autoprune.export.export import export_bundle, text_files
     from vla_autoprune.models.adapter import LlavaAdapter
     from vla_autoprune.models.driving_vla import ModelSize, build_model
-    from vla_autoprune.recipe import build_recipe
+    from vla_autoprune.recipe_building import build_recipe
 
     shape = {"layers": 12, "width": 384, "heads": 6, "kv_heads": 6, "feed_forward": 1024, "tower_layers": 2}
     vla = build_model(ModelSize(image_size=96, **shape), seed=1)

@@ -89,7 +89,8 @@ def case_of(options: argparse.Namespace) -> Case:
     from vla_autoprune.frame import Command, EgoState
     from vla_autoprune.models.driving_vla import SHIPPED, ModelSize, build_model, load_shipped
     from vla_autoprune.models.families import adapter_for
-    from vla_autoprune.recipe import build_recipe, read_recipe
+    from vla_autoprune.recipe import read_recipe
+    from vla_autoprune.recipe_building import build_recipe
 
     if options.random:
         heads = options.hidden // 64
@@ -216,7 +217,7 @@ def bundle_way(pipeline: Any, bucket: Any, steps: int) -> Way:
 def published_way(case: Case, budget: float, steps: int) -> Way:
     """The method of the published code on these weights: what it costs, not what it answers."""
     from vla_autoprune.export.eager import encode_eager, run_eager
-    from vla_autoprune.recipe import build_recipe
+    from vla_autoprune.recipe_building import build_recipe
 
     model, layout = case.recipe.model, case.recipe.layout
     prefill_only, whole = (

@@ -101,7 +101,8 @@ def floored_bundle(stored_bundle, tiny_vla, tmp_path_factory):
     from vla_autoprune.bundle import load_bundle, write_manifest
     from vla_autoprune.export.export import trace
     from vla_autoprune.models.adapter import LlavaAdapter
-    from vla_autoprune.recipe import with_camera_floors, write_recipe
+    from vla_autoprune.recipe import write_recipe
+    from vla_autoprune.recipe_building import with_camera_floors
 
     folder = shutil.copytree(stored_bundle.path, tmp_path_factory.mktemp("floors") / "floored")
     recipe = with_camera_floors(stored_bundle.recipe, {"CAM_BACK_LEFT": 9})
@@ -192,7 +193,8 @@ def tiny_vla():
 def tiny_recipes(tiny_vla):
     """Recipes for `tiny_vla`: plain, and one that merges, renumbers, fuses, and keeps floors."""
     from vla_autoprune.models.adapter import LlavaAdapter
-    from vla_autoprune.recipe import Scorer, build_recipe
+    from vla_autoprune.recipe import Scorer
+    from vla_autoprune.recipe_building import build_recipe
 
     shape = LlavaAdapter(tiny_vla.model).shape("tiny")
     common = {"decode_length": 12, "pruning_points": (0, 2), "slopes": (0.0, 0.3)}

@@ -1,4 +1,7 @@
-"""The pruning recipe: the validated JSON that says everything static about a deployment."""
+"""The pruning recipe: the validated JSON that says everything static about a deployment.
+
+`recipe_building` solves budgets and puts the counts into a recipe.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,29 +24,13 @@ from vla_autoprune.files import first_fault, write_whole
 from vla_autoprune.pruning import work
 from vla_autoprune.pruning.calibration import SlopeMapping
 from vla_autoprune.pruning.merging import merge_counts
-from vla_autoprune.pruning.schedule import (
-    ReferenceSchedule,
-    calibrated_curve,
-    default_pruning_points,
-    reachable_budget,
-    reference_schedule,
-    solve_stage_counts,
-    split_recovered,
-    stage_lengths,
-    stages_from_layers,
-)
+from vla_autoprune.pruning.schedule import stage_lengths
 
 CONTRACT_VERSION = 1
 """Raised whenever a field changes its meaning; readers refuse other versions."""
 
 FULL = "full"
 """Name of the bucket that prunes nothing."""
-
-DEFAULT_SLOPES = (0.0, 0.2, 0.4)
-"""The published slopes lie in 0..k0 = 0.4."""
-
-REFERENCE_HEADS = 32
-"""The head count the published k0 and gamma were chosen for; the reference sums over heads."""
 
 BUDGET_TOLERANCE_TOKENS = 1.0
 """A calibrated bucket meets its budget within this many visual tokens per layer."""
@@ -128,6 +116,21 @@ class PromptLayout(_Record):
         """[V] index into `cameras` of every visual token."""
         counts = [span[2] for span in self.segments if span[0] == "visual"]
         return np.repeat(np.arange(len(counts)), counts)
+
+    def require_floors(self, camera_floors: Mapping[str, int]) -> None:
+        """Refuse floors of visual tokens per camera that the prompt cannot hold.
+
+        Raises:
+            RecipeError: a camera is not in the prompt, or has fewer tokens than its floor.
+        """
+        tokens = {span[1]: span[2] for span in self.segments if span[0] == "visual"}
+        for camera, floor in camera_floors.items():
+            if camera not in tokens:
+                raise RecipeError(f"camera_floors names {camera}; the prompt has {', '.join(tokens)}")
+            if not 0 <= floor <= tokens[camera]:
+                raise RecipeError(
+                    f"camera_floors.{camera} is {floor}; allowed: 0..{tokens[camera]}, the tokens it has"
+                )
 
     def _is_visual(self) -> NDArray[np.bool_]:
         return np.repeat(
@@ -246,6 +249,47 @@ class Hyperparameters(_Record):
     gamma: float = Field(default=0.2, ge=0)
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What the tokens kept at the pruning points make of a prefill and its caches; fields as of `Bucket`."""
+
+    visual_tokens_into_layers: tuple[int, ...]
+    work_fraction: float
+    kv_tokens_per_layer: tuple[int, ...]
+
+
+def cost_of(
+    model: ModelShape,
+    layout: PromptLayout,
+    pruning_points: Sequence[int],
+    kept: Sequence[int],
+    merged: Sequence[int],
+    decode_length: int,
+) -> Cost:
+    """Count what follows from the tokens kept and merged at every pruning point.
+
+    Args:
+        model: the decoder.
+        layout: the prompt.
+        pruning_points: layers after which tokens are dropped.
+        kept: [points] visual tokens kept there.
+        merged: [points] recovered tokens added there.
+        decode_length: tokens generated after the prompt.
+
+    Returns:
+        Tokens into the layers, work and KV capacity.
+    """
+    into_stage = [layout.visual_tokens, *(keep + merge for keep, merge in zip(kept, merged, strict=True))]
+    into = np.repeat(into_stage, stage_lengths(model.layers, pruning_points)).tolist()
+    rows = [layout.text_tokens + visual for visual in into]
+    full = [layout.length] * model.layers
+    return Cost(
+        visual_tokens_into_layers=tuple(into),
+        work_fraction=work.prefill_flops(model, rows) / work.prefill_flops(model, full),
+        kv_tokens_per_layer=tuple(count + decode_length for count in rows),
+    )
+
+
 class PruningRecipe(_Record):
     """Everything static about a deployment, nothing secret.
 
@@ -290,7 +334,7 @@ class PruningRecipe(_Record):
             stage_lengths(self.model.layers, self.pruning_points)
         except ValueError as error:
             raise RecipeError(f"recipe: {error}") from error
-        _check_floors(self.layout, self.camera_floors)
+        self.layout.require_floors(self.camera_floors)
         if self.positions == "compact" and self.model.position_axes > 1:
             raise RecipeError(
                 "recipe positions is 'compact'; this model's visual tokens have positions in time, height "
@@ -356,6 +400,19 @@ class PruningRecipe(_Record):
             )
         return tuple(sorted(found, key=lambda bucket: bucket.slope))
 
+    def mapping_of(self, budget: float) -> SlopeMapping:
+        """The mapping from complexity to slope that the buckets of one budget stand for.
+
+        Raises:
+            RecipeError: the recipe has no such budget; the message lists them.
+        """
+        buckets = sorted(self.buckets_of(budget), key=lambda bucket: _ends(bucket.complexity))
+        return SlopeMapping(
+            edges=tuple(high for bucket in buckets if (high := bucket.complexity[1]) is not None),
+            slopes=tuple(bucket.slope for bucket in buckets),
+            fixed_slope=next(bucket.slope for bucket in buckets if bucket.default),
+        )
+
     def require_model(self, weights_sha256: str, where: str) -> None:
         """Refuse weights the recipe was not made for.
 
@@ -393,142 +450,6 @@ class PruningRecipe(_Record):
                     f"recipe's layout has {name} {wanted}, prompt and rig at hand have {given}; make a "
                     "recipe for them with vla-autoprune calibrate"
                 )
-
-
-def build_recipe(
-    model: ModelShape,
-    layout: PromptLayout,
-    *,
-    decode_length: int,
-    budgets: Sequence[float] = (0.6, 0.4, 0.25),
-    slopes: Sequence[float] = DEFAULT_SLOPES,
-    mappings: Mapping[float, SlopeMapping] | None = None,
-    form: Form = "calibrated",
-    pruning_points: Sequence[int] | None = None,
-    hyperparameters: Hyperparameters | None = None,
-    scorer: Scorer | None = None,
-    recovery: bool | None = None,
-    positions: Literal["original", "compact"] | None = None,
-    camera_floors: Mapping[str, int] | None = None,
-) -> PruningRecipe:
-    """Solve every budget for every slope and put the result into a recipe.
-
-    Args:
-        model: the decoder.
-        layout: the prompt.
-        decode_length: tokens generated after the prompt.
-        budgets: mean visual tokens over V; into the layers (calibrated) or after them (reference).
-        slopes: k of the buckets of each budget; one is a fixed schedule.
-        mappings: fitted mapping per budget, whose slopes replace `slopes`; a budget without one takes the
-            published mapping from complexity to slope, which was not made for this model.
-        form: arithmetic of counts, information and scores.
-        pruning_points: layers after which tokens are dropped; None takes `default_pruning_points`, and every
-            layer but the last in the reference form.
-        hyperparameters: None takes the published ones.
-        scorer: None takes the mean, with the encoder's attention at the first point in the reference form
-            only.
-        recovery: merge part of the dropped tokens; None does so in the reference form only.
-        positions: None keeps the prompt positions, and renumbers in the reference form.
-        camera_floors: visual tokens per camera that every point keeps at least.
-
-    Returns:
-        The recipe.
-
-    Raises:
-        RecipeError: a budget is out of reach, points or floors do not fit, or two budgets get one name; the
-            message gives the value and the allowed range.
-    """
-    reference = form == "reference"
-    constants = hyperparameters or Hyperparameters()
-    floors = dict(camera_floors or {})
-    _check_floors(layout, floors)
-    if pruning_points is None:
-        points = tuple(range(model.layers - 1)) if reference else default_pruning_points(model.layers)
-    else:
-        points = tuple(pruning_points)
-    merge = reference if recovery is None else recovery
-    if reference and (not merge or floors or points[:1] != (0,)):
-        raise RecipeError(
-            f"the reference form has recovery {merge}, camera floors {floors}, first pruning point "
-            f"{list(points[:1])}; the published arithmetic merges, knows no floors and caps after layer 0: "
-            "change these or take 'calibrated'"
-        )
-    fitted = {_key(budget): mapping for budget, mapping in (mappings or {}).items()}
-    unknown = sorted(set(fitted) - {_key(budget) for budget in budgets})
-    if unknown:
-        raise RecipeError(f"mappings are given for budgets {unknown}, the recipe has {list(budgets)}")
-    buckets = [_full_bucket(model, layout, len(points), decode_length)]
-    for budget in sorted(budgets, reverse=True):
-        mapping = fitted.get(_key(budget)) or _published_mapping(slopes, constants, form)
-        for index, slope in enumerate(sorted(mapping.slopes)):
-            place = mapping.slopes.index(slope)
-            kept, merged = _counts(model, layout, points, budget, slope, form, constants, merge, floors)
-            buckets.append(
-                _bucket(
-                    model,
-                    layout,
-                    points,
-                    name=f"b{_percent(budget)}_s{index}",
-                    budget=budget,
-                    slope=slope,
-                    complexity=(
-                        mapping.edges[place - 1] if place else None,
-                        mapping.edges[place] if place < len(mapping.edges) else None,
-                    ),
-                    default=slope == mapping.fixed_slope,
-                    kept=kept,
-                    merged=merged,
-                    decode_length=decode_length,
-                )
-            )
-    return PruningRecipe(
-        contract_version=CONTRACT_VERSION,
-        model=model,
-        layout=layout,
-        form=form,
-        hyperparameters=constants,
-        pruning_points=points,
-        scorer=scorer or Scorer(encoder_weight=1.0 if reference else 0.0),
-        recovery=merge,
-        positions=positions or ("compact" if reference else "original"),
-        camera_floors=floors,
-        budgets=tuple(sorted(budgets, reverse=True)),
-        buckets=tuple(buckets),
-        decode_length=decode_length,
-    )
-
-
-def with_camera_floors(recipe: PruningRecipe, camera_floors: Mapping[str, int]) -> PruningRecipe:
-    """The same recipe with other camera floors: every count is solved anew, the fitted slopes stay.
-
-    Args:
-        recipe: the recipe.
-        camera_floors: visual tokens per camera that every pruning point keeps at least, in place of those the
-            recipe has; a floor of 0 is none.
-
-    Returns:
-        A recipe that keeps the budgets. Counts change only where a stage would hold fewer tokens than the
-        floors ask for.
-
-    Raises:
-        RecipeError: a camera is not in the prompt, a floor exceeds its tokens, a budget cannot hold the
-            floors, or the recipe has the reference form, which knows none.
-    """
-    _check_floors(recipe.layout, camera_floors)
-    return build_recipe(
-        recipe.model,
-        recipe.layout,
-        decode_length=recipe.decode_length,
-        budgets=recipe.budgets,
-        mappings={budget: _mapping(recipe, budget) for budget in recipe.budgets},
-        form=recipe.form,
-        pruning_points=recipe.pruning_points,
-        hyperparameters=recipe.hyperparameters,
-        scorer=recipe.scorer,
-        recovery=recipe.recovery,
-        positions=recipe.positions,
-        camera_floors={camera: floor for camera, floor in camera_floors.items() if floor},
-    )
 
 
 def bucket_for(recipe: PruningRecipe, budget: float | None, complexity: float | None = None) -> Bucket:
@@ -601,53 +522,6 @@ def published_work_fraction(recipe: PruningRecipe, bucket: Bucket) -> float:
     return work.published_macs(recipe.model, rows_into_layers(recipe, bucket)) / full
 
 
-def coarsening_error(recipe: PruningRecipe, bucket: Bucket) -> float:
-    """How far the stages are from pruning after every layer.
-
-    Args:
-        recipe: the recipe.
-        bucket: one of its buckets.
-
-    Returns:
-        Mean over the layers of |visual tokens into the layer - those of the per-layer schedule of the same
-        budget and slope|, over V.
-    """
-    if bucket.name == FULL:
-        return 0.0
-    total, layers = recipe.layout.visual_tokens, recipe.model.layers
-    if recipe.form == "reference":
-        fine: Sequence[int] = _reference(
-            recipe.model, recipe.layout, bucket.budget, bucket.slope, recipe.hyperparameters
-        ).into_layer
-    else:
-        curve = calibrated_curve(layers, bucket.slope, recipe.hyperparameters.x0)
-        least = max(1, sum(recipe.camera_floors.values()))
-        fine = solve_stage_counts(total, range(layers - 1), bucket.budget, curve, least)
-    return float(np.abs(np.subtract(bucket.visual_tokens_into_layers, fine)).mean() / total)
-
-
-def minimum_budget(
-    model: ModelShape,
-    layout: PromptLayout,
-    pruning_points: Sequence[int] | None = None,
-    camera_floors: Mapping[str, int] | None = None,
-) -> float:
-    """The smallest calibrated budget within reach.
-
-    Args:
-        model: the decoder.
-        layout: the prompt.
-        pruning_points: None takes `default_pruning_points`.
-        camera_floors: visual tokens per camera that every point keeps at least.
-
-    Returns:
-        Mean visual tokens into the layers over V.
-    """
-    points = default_pruning_points(model.layers) if pruning_points is None else pruning_points
-    least = max(1, sum((camera_floors or {}).values()))
-    return reachable_budget(layout.visual_tokens, model.layers, points, least)
-
-
 def write_recipe(recipe: PruningRecipe, path: Path) -> None:
     """Write a recipe as JSON that a person can read: one line per list of numbers.
 
@@ -690,179 +564,14 @@ def read_recipe(path: Path) -> PruningRecipe:
         raise RecipeError(f"{path}: {error}") from error
 
 
-def _key(budget: float) -> float:
-    return round(budget, 9)
-
-
-def _percent(budget: float) -> str:
-    return f"{round(100 * budget, 1):g}".replace(".", "p")
-
-
 def _within(complexity: float, interval: tuple[float | None, float | None]) -> bool:
     low, high = interval
     return (low is None or complexity >= low) and (high is None or complexity < high)
 
 
-def _published_mapping(slopes: Sequence[float], constants: Hyperparameters, form: Form) -> SlopeMapping:
-    """The published k = max(k0 - gamma * bits, 0), quantised: more information, flatter curve."""
-    falling = sorted(slopes, reverse=True)
-    if not falling or len(set(falling)) != len(falling) or falling[-1] < 0:
-        raise RecipeError(f"slopes {list(slopes)} must be different values >= 0, at least one")
-    if len(falling) > 1 and constants.gamma == 0:
-        raise RecipeError("gamma 0 gives every frame the slope k0; give a single slope, or a gamma above 0")
-    # The published constants are for a sum over 32 heads, the calibrated measure is their mean.
-    bits_per_unit = 1.0 if form == "reference" else 1.0 / REFERENCE_HEADS
-    edges = tuple(
-        round(bits_per_unit * (constants.k0 - (steeper + flatter) / 2) / constants.gamma, 9)
-        for steeper, flatter in itertools.pairwise(falling)
-    )
-    return SlopeMapping(edges=edges, slopes=tuple(falling), fixed_slope=falling[len(falling) // 2])
-
-
-def _mapping(recipe: PruningRecipe, budget: float) -> SlopeMapping:
-    """The mapping that the buckets of a budget were made from."""
-    buckets = sorted(recipe.buckets_of(budget), key=lambda bucket: _ends(bucket.complexity))
-    return SlopeMapping(
-        edges=tuple(high for bucket in buckets if (high := bucket.complexity[1]) is not None),
-        slopes=tuple(bucket.slope for bucket in buckets),
-        fixed_slope=next(bucket.slope for bucket in buckets if bucket.default),
-    )
-
-
 def _ends(interval: tuple[float | None, float | None]) -> tuple[float, float]:
     low, high = interval
     return (-math.inf if low is None else low, math.inf if high is None else high)
-
-
-def _reference(
-    model: ModelShape, layout: PromptLayout, budget: float, slope: float, constants: Hyperparameters
-) -> ReferenceSchedule:
-    tokens = max(1, round(budget * layout.visual_tokens))
-    return reference_schedule(layout.visual_tokens, model.layers, tokens, slope, constants.x0)
-
-
-def _counts(
-    model: ModelShape,
-    layout: PromptLayout,
-    points: tuple[int, ...],
-    budget: float,
-    slope: float,
-    form: Form,
-    constants: Hyperparameters,
-    merge: bool,
-    floors: Mapping[str, int],
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Kept and merged visual tokens at every pruning point."""
-    if not 0 < budget < 1:
-        raise RecipeError(
-            f"budget {budget:g} is out of range; allowed: 0..1, both excluded (1 is the bucket {FULL!r})"
-        )
-    least = max(1, sum(floors.values()))
-    _require_room(model, layout, points, budget, floors)
-    try:
-        if form == "reference":
-            schedule = _reference(model, layout, budget, slope, constants)
-            if points == tuple(range(model.layers - 1)):
-                return schedule.kept[:-1], schedule.merged[:-1]
-            into = stages_from_layers(schedule.into_layer, points)
-        else:
-            curve = calibrated_curve(model.layers, slope, constants.x0)
-            into = solve_stage_counts(layout.visual_tokens, points, budget, curve, least)
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
-    if not merge:
-        return into[1:], (0,) * len(points)
-    pairs = [split_recovered(before, after, least) for before, after in itertools.pairwise(into)]
-    return tuple(kept for kept, _ in pairs), tuple(merged for _, merged in pairs)
-
-
-def _full_bucket(model: ModelShape, layout: PromptLayout, points: int, decode_length: int) -> Bucket:
-    rows = (layout.length + decode_length,) * model.layers
-    return Bucket(
-        name=FULL,
-        budget=1.0,
-        slope=0.0,
-        kept=(layout.visual_tokens,) * points,
-        merged=(0,) * points,
-        visual_tokens_into_layers=(layout.visual_tokens,) * model.layers,
-        work_fraction=1.0,
-        kv_tokens_per_layer=rows,
-    )
-
-
-def _bucket(
-    model: ModelShape,
-    layout: PromptLayout,
-    points: tuple[int, ...],
-    *,
-    name: str,
-    budget: float,
-    slope: float,
-    complexity: tuple[float | None, float | None],
-    default: bool,
-    kept: tuple[int, ...],
-    merged: tuple[int, ...],
-    decode_length: int,
-) -> Bucket:
-    into = _into_layers(model.layers, points, layout.visual_tokens, kept, merged)
-    rows = [layout.text_tokens + visual for visual in into]
-    return Bucket(
-        name=name,
-        budget=budget,
-        slope=slope,
-        complexity=complexity,
-        default=default,
-        kept=kept,
-        merged=merged,
-        visual_tokens_into_layers=into,
-        work_fraction=_work_fraction(model, layout, into),
-        kv_tokens_per_layer=tuple(count + decode_length for count in rows),
-    )
-
-
-def _into_layers(
-    layers: int, points: tuple[int, ...], visual: int, kept: tuple[int, ...], merged: tuple[int, ...]
-) -> tuple[int, ...]:
-    into_stage = [visual, *(keep + merge for keep, merge in zip(kept, merged, strict=True))]
-    return tuple(np.repeat(into_stage, stage_lengths(layers, points)).tolist())
-
-
-def _work_fraction(model: ModelShape, layout: PromptLayout, into: Sequence[int]) -> float:
-    pruned = work.prefill_flops(model, [layout.text_tokens + visual for visual in into])
-    return pruned / work.prefill_flops(model, [layout.length] * model.layers)
-
-
-def _check_floors(layout: PromptLayout, floors: Mapping[str, int]) -> None:
-    tokens = {span[1]: span[2] for span in layout.segments if span[0] == "visual"}
-    for camera, floor in floors.items():
-        if camera not in tokens:
-            raise RecipeError(f"camera_floors names {camera}; the prompt has {', '.join(tokens)}")
-        if not 0 <= floor <= tokens[camera]:
-            raise RecipeError(
-                f"camera_floors.{camera} is {floor}; allowed: 0..{tokens[camera]}, the tokens it has"
-            )
-
-
-def _require_room(
-    model: ModelShape,
-    layout: PromptLayout,
-    points: Sequence[int],
-    budget: float,
-    floors: Mapping[str, int],
-) -> None:
-    """Refuse floors that add up to more tokens than the stages of a budget can keep."""
-    total, visual = sum(floors.values()), layout.visual_tokens
-    if not total or (low := reachable_budget(visual, model.layers, points, total)) <= budget:
-        return
-    before = points[0] + 1
-    most = math.floor(visual * (budget * model.layers - before) / (model.layers - before) + 1e-9)
-    told = " and ".join(f"{camera} {floor}" for camera, floor in floors.items())
-    if most >= 1:  # else the budget is out of reach with no floors at all
-        raise RecipeError(
-            f"budget {budget:g} cannot hold the camera floors {told}: they add up to {total}, its last stage "
-            f"can keep at most {most} of {visual} visual tokens; allowed: floors that add up to 0..{most}, "
-            f"or budgets from {math.ceil(1e4 * low) / 1e4:g} on"
-        )
 
 
 def _check_bucket(recipe: PruningRecipe, bucket: Bucket) -> None:
@@ -896,18 +605,24 @@ def _check_bucket(recipe: PruningRecipe, bucket: Bucket) -> None:
             raise RecipeError(
                 f"{where}: no visual token is left after layer {point}; allowed: at least 1{again}"
             )
-    into = _into_layers(layers, recipe.pruning_points, visual, bucket.kept, bucket.merged)
+    cost = cost_of(
+        recipe.model,
+        recipe.layout,
+        recipe.pruning_points,
+        bucket.kept,
+        bucket.merged,
+        recipe.decode_length,
+    )
+    into = cost.visual_tokens_into_layers
     if bucket.visual_tokens_into_layers != into:
         raise RecipeError(
             f"{where}: visual_tokens_into_layers must be {list(into)} by kept and merged{again}"
         )
-    slots = tuple(recipe.layout.text_tokens + count + recipe.decode_length for count in into)
-    if bucket.kv_tokens_per_layer != slots:
-        raise RecipeError(f"{where}: kv_tokens_per_layer must be {list(slots)}{again}")
-    fraction = _work_fraction(recipe.model, recipe.layout, into)
-    if not math.isclose(bucket.work_fraction, fraction, rel_tol=1e-6):
+    if bucket.kv_tokens_per_layer != cost.kv_tokens_per_layer:
+        raise RecipeError(f"{where}: kv_tokens_per_layer must be {list(cost.kv_tokens_per_layer)}{again}")
+    if not math.isclose(bucket.work_fraction, cost.work_fraction, rel_tol=1e-6):
         raise RecipeError(
-            f"{where}: work_fraction is {bucket.work_fraction}, its counts give {fraction}{again}"
+            f"{where}: work_fraction is {bucket.work_fraction}, its counts give {cost.work_fraction}{again}"
         )
     # The published schedule counts after the layers and misses its budget by design: only calibrated
     # buckets are held to it.

@@ -21,7 +21,8 @@ from vla_autoprune.errors import BackendError, RecipeError
 from vla_autoprune.export.export import export_bundle
 from vla_autoprune.models.families import adapter_for
 from vla_autoprune.models.stored_weights import open_stored
-from vla_autoprune.recipe import PromptLayout, Scorer, build_recipe
+from vla_autoprune.recipe import PromptLayout, Scorer
+from vla_autoprune.recipe_building import build_recipe
 from vla_autoprune.runtime.pipeline import Pipeline, Timings
 
 

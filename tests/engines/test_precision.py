@@ -18,7 +18,8 @@ from engines.verify import ModelInput
 from vla_autoprune.errors import BackendError, InputError, ParityError
 from vla_autoprune.export.export import export_bundle, text_files
 from vla_autoprune.models.adapter import LlavaAdapter
-from vla_autoprune.recipe import FULL, build_recipe
+from vla_autoprune.recipe import FULL
+from vla_autoprune.recipe_building import build_recipe
 
 
 @pytest.fixture(scope="module")

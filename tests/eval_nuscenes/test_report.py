@@ -18,14 +18,8 @@ from eval_nuscenes.headlines import headlines
 from eval_nuscenes.report import scene_views, token_views, worst_views, write_report
 from eval_nuscenes.summary import EvaluationSummary
 from vla_autoprune.frame import CAMERAS, Frame, Plan
-from vla_autoprune.recipe import (
-    ModelShape,
-    PromptLayout,
-    PruningRecipe,
-    bucket_for,
-    build_recipe,
-    with_camera_floors,
-)
+from vla_autoprune.recipe import ModelShape, PromptLayout, PruningRecipe, bucket_for
+from vla_autoprune.recipe_building import build_recipe, with_camera_floors
 
 
 @pytest.fixture(scope="module")

@@ -26,16 +26,13 @@ from vla_autoprune.recipe import (
     PruningRecipe,
     Scorer,
     bucket_for,
-    build_recipe,
-    coarsening_error,
-    minimum_budget,
     published_work_fraction,
     read_recipe,
     rows_into_layers,
     symbols,
-    with_camera_floors,
     write_recipe,
 )
+from vla_autoprune.recipe_building import build_recipe, coarsening_error, minimum_budget, with_camera_floors
 
 SMALL = ModelShape(
     id="small-vla", weights_sha256="a" * 64, layers=8, hidden=128, heads=4, kv_heads=2, ffn=352

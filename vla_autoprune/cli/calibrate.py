@@ -141,7 +141,8 @@ def calibrate(
     from eval_nuscenes.nuscenes_reader import NuScenesSplit
     from vla_autoprune.models.checkpoint import open_model
     from vla_autoprune.pruning.calibration import LEAST_CLUSTERS
-    from vla_autoprune.recipe import Scorer, build_recipe, write_recipe
+    from vla_autoprune.recipe import Scorer, write_recipe
+    from vla_autoprune.recipe_building import build_recipe
 
     faults: list[str] = []
     with gathered(faults):
@@ -221,7 +222,7 @@ def _share(text: str) -> float:
 
 
 def _slopes(text: str | None) -> list[float]:
-    from vla_autoprune.recipe import DEFAULT_SLOPES
+    from vla_autoprune.recipe_building import DEFAULT_SLOPES
 
     if text is None:
         return list(DEFAULT_SLOPES)
@@ -240,7 +241,7 @@ def _check_recipe_options(
         InputError: naming the options.
     """
     from vla_autoprune.pruning.schedule import stage_lengths
-    from vla_autoprune.recipe import build_recipe
+    from vla_autoprune.recipe_building import build_recipe
 
     if options["pruning_points"] is not None:
         try:

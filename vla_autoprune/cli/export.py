@@ -149,7 +149,8 @@ def export(
 
 
 def _recipe(file: Path | None, opened: Opened, adapter: StageModel) -> PruningRecipe:
-    from vla_autoprune.recipe import build_recipe, read_recipe
+    from vla_autoprune.recipe import read_recipe
+    from vla_autoprune.recipe_building import build_recipe
 
     if file is None and (opened.folder / "recipe.json").is_file():
         file = opened.folder / "recipe.json"

@@ -22,13 +22,12 @@ from vla_autoprune.recipe import (
     FULL,
     Bucket,
     PruningRecipe,
-    coarsening_error,
     published_work_fraction,
     read_recipe,
     rows_into_layers,
-    with_camera_floors,
     write_recipe,
 )
+from vla_autoprune.recipe_building import coarsening_error, with_camera_floors
 
 Cell = Callable[[Bucket], str]
 WIDE = 140

@@ -18,7 +18,8 @@ from vla_autoprune.profiling.document import PHASES, Ceiling, Phase, Profile, Re
 from vla_autoprune.profiling.roofline import least_s
 from vla_autoprune.profiling.stage_work import phase_of, stage_work
 from vla_autoprune.pruning.work import kv_mib
-from vla_autoprune.recipe import Bucket, DecoderSizes, ModelShape, PromptLayout, PruningRecipe, build_recipe
+from vla_autoprune.recipe import Bucket, DecoderSizes, ModelShape, PromptLayout, PruningRecipe
+from vla_autoprune.recipe_building import build_recipe
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8", "fp4", "int4"]

@@ -14,7 +14,8 @@ from vla_autoprune.cli import app
 from vla_autoprune.cli.calibrate import chosen_mapping
 from vla_autoprune.errors import InputError
 from vla_autoprune.pruning.calibration import SlopeMapping, fit_mapping
-from vla_autoprune.recipe import bucket_for, build_recipe, read_recipe
+from vla_autoprune.recipe import bucket_for, read_recipe
+from vla_autoprune.recipe_building import build_recipe
 
 
 @pytest.mark.parametrize(

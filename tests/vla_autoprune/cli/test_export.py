@@ -18,7 +18,8 @@ def test_an_export_is_checked_and_then_reused(model, tmp_path):
     from vla_autoprune.bundle import load_bundle
     from vla_autoprune.models.adapter import LlavaAdapter
     from vla_autoprune.models.driving_vla import load_model
-    from vla_autoprune.recipe import build_recipe, write_recipe
+    from vla_autoprune.recipe import write_recipe
+    from vla_autoprune.recipe_building import build_recipe
 
     vla = load_model(model)
     shape = LlavaAdapter(vla.model).shape("tiny")

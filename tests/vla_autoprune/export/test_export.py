@@ -164,7 +164,7 @@ def test_vision_agrees_with_the_original(tiny_vla):
 @pytest.mark.parametrize("opset", [18, 23])
 def test_heads_need_not_share_keys(tiny_recipes, opset):
     from vla_autoprune.models.driving_vla import ModelSize, build_model
-    from vla_autoprune.recipe import build_recipe
+    from vla_autoprune.recipe_building import build_recipe
 
     size = ModelSize(image_size=64, layers=3, width=32, heads=4, kv_heads=4, feed_forward=48, tower_layers=1)
     vla = build_model(size)

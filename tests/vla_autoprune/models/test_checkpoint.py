@@ -141,7 +141,8 @@ def test_from_checkpoint_to_plan(folder, template, codebook, frame, tmp_path):
     from engines.onnxruntime import OnnxRuntimeBackend
     from vla_autoprune.bundle import load_bundle
     from vla_autoprune.cli import app
-    from vla_autoprune.recipe import build_recipe, write_recipe
+    from vla_autoprune.recipe import write_recipe
+    from vla_autoprune.recipe_building import build_recipe
     from vla_autoprune.runtime.planner import Planner
 
     vla = open_model(str(folder), template, str(codebook)).vla
@@ -188,7 +189,8 @@ def test_an_export_that_streams_says_what_it_compared(folder, template, codebook
 
     from vla_autoprune.bundle import load_bundle
     from vla_autoprune.cli import app
-    from vla_autoprune.recipe import Scorer, build_recipe, write_recipe
+    from vla_autoprune.recipe import Scorer, write_recipe
+    from vla_autoprune.recipe_building import build_recipe
 
     pytest.importorskip("onnxscript")
     opened = open_model(str(folder), template, str(codebook), stream=True)
