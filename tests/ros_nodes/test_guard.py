@@ -40,7 +40,8 @@ def speeds(plan: Trajectory, per_step: list[float]) -> Trajectory:
 
 def moved(plan: Trajectory, row: int | slice, column: int, by: float) -> Trajectory:
     poses = plan.poses.copy()
-    poses[row, column] += by
+    with np.errstate(invalid="ignore"):  # infinity less infinity is among what is tried
+        poses[row, column] += by
     return replace(plan, poses=poses)
 
 
