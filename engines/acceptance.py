@@ -23,16 +23,17 @@ from engines.verify import (
     agree,
     read_sample,
     run_with_answer,
+    sample_paths,
     verify_bundle,
 )
 from vla_autoprune.bundle import Bundle
-from vla_autoprune.errors import BackendError, ParityError, PlanError
+from vla_autoprune.errors import BackendError, PlanError
 from vla_autoprune.frame import FloatArray
 from vla_autoprune.profiling.machine import machine_record
 from vla_autoprune.profiling.percentiles import distribution
 from vla_autoprune.recipe import Bucket
 from vla_autoprune.runtime.backend import Backend
-from vla_autoprune.runtime.pipeline import Pipeline, Timings
+from vla_autoprune.runtime.pipeline import Inspect, Pipeline, Timings
 
 RESULT_VERSION = 1
 
@@ -135,7 +136,8 @@ def accept(
         BundleError: a sample is not one of this bundle.
     """
     say = progress or (lambda what, done, total: None)
-    gates, sample = GATES[bundle.manifest.options.precision], _first_sample(bundle)
+    gates = GATES[bundle.manifest.options.precision]
+    sample = read_sample(sample_paths(bundle)[0], bundle)
     before = memory_mib() if memory_mib else (0, 0)
     checks: list[Check] = []
     reports: list[VerifyReport] = []
@@ -215,6 +217,7 @@ def _result(
             "id": manifest.bundle_id,
             "model": bundle.recipe.model.id,
             "opset": manifest.options.opset,
+            "precision": manifest.options.precision,
             "versions": dict(manifest.options.versions),
             "buckets": {bucket.name: bucket.work_fraction for bucket in bundle.recipe.buckets},
             "weight_mib": sum(file.bytes for file in manifest.files if file.role == "weights") / 2**20,
@@ -230,40 +233,35 @@ def _result(
 def _seen_in(report: VerifyReport) -> Seen:
     worst = report.worst
     return not report.failed, (
-        f"{len(report.agreements)} comparisons, {len(report.failed)} fail; worst is {worst.tensor} of "
-        f"{worst.graph} in {worst.bucket}: 1 - cosine {1 - worst.cosine:.1e}, norm ratio - 1 "
-        f"{worst.norm_ratio - 1:+.1e}"
+        f"{len(report.agreements)} comparisons, {len(report.failed)} fail, runs that kept other "
+        f"tokens and end there {report.cut_short}; worst is {worst.tensor} of {worst.graph} in "
+        f"{worst.bucket}: 1 - cosine {1 - worst.cosine:.1e}, norm ratio - 1 {worst.norm_ratio - 1:+.1e}"
     )
 
 
-def _first_sample(bundle: Bundle) -> Sample:
-    path = next((entry.path for entry in bundle.manifest.files if entry.role == "sample"), None)
-    if path is None:
-        raise ParityError(f"{bundle.path} has no recorded samples; export it with vla-autoprune export")
-    return read_sample(bundle.path / path, bundle)
-
-
-def _run(pipeline: Pipeline, sample: Sample, bucket: Bucket, timings: Timings) -> FloatArray:
-    """[steps, vocabulary] logits of one frame with the original's tokens fed back; nothing looks between."""
-    _, logits = run_with_answer(pipeline, sample, bucket, sample.answers[bucket.name].tokens, timings)
+def _run(
+    pipeline: Pipeline, sample: Sample, bucket: Bucket, timings: Timings, inspect: Inspect | None = None
+) -> FloatArray:
+    """[steps, vocabulary] logits of one frame with the original's tokens fed back."""
+    tokens = sample.answers[bucket.name].tokens
+    _, logits = run_with_answer(pipeline, sample, bucket, tokens, timings, inspect)
     return logits
 
 
-def _off(pipeline: Pipeline, sample: Sample, bucket: Bucket) -> tuple[float, float]:
-    """1 - cosine of the worst row of logits, and how far a norm ratio is from 1."""
-    logits = _run(pipeline, sample, bucket, Timings())
-    cosine, ratio = agree(logits, sample.answers[bucket.name].logits)
-    return 1 - cosine, abs(ratio - 1)
-
-
 def _captured_is_right(pipeline: Pipeline, sample: Sample, gates: Gates) -> Seen:
-    """Parity looks between stages, which runs them one by one; vehicles run captured programs."""
-    off = {bucket.name: _off(pipeline, sample, bucket) for bucket in pipeline.recipe.buckets}
-    passed = all(
-        cosine <= 1 - gates.min_cosine and norm <= gates.max_norm_error for cosine, norm in off.values()
-    )
-    name, (cosine, norm) = max(off.items(), key=lambda item: max(item[1]))
-    return passed, f"worst bucket {name}: 1 - cosine {cosine:.1e}, norm ratio off by {norm:.1e}"
+    """Parity looks between stages, which runs them one by one; vehicles run captured programs.
+
+    The two are compared with each other: at a tie of scores both may keep other tokens than the original.
+    """
+    close: list[bool] = []
+    off: dict[str, tuple[float, float]] = {}
+    for bucket in pipeline.recipe.buckets:
+        one_by_one = _run(pipeline, sample, bucket, Timings(), inspect=lambda stage, read: None)
+        cosine, ratio = agree(_run(pipeline, sample, bucket, Timings()), one_by_one)
+        close.append(gates.allow("logits", cosine, ratio))
+        off[bucket.name] = (1 - cosine, abs(ratio - 1))
+    name, (angle, norm) = max(off.items(), key=lambda item: max(item[1]))
+    return all(close), f"worst bucket {name}: 1 - cosine {angle:.1e}, norm ratio off by {norm:.1e}"
 
 
 def _repeats(pipeline: Pipeline, sample: Sample) -> Seen:
@@ -278,13 +276,14 @@ def _repeats(pipeline: Pipeline, sample: Sample) -> Seen:
 def _survives_nan(pipeline: Pipeline, sample: Sample, gates: Gates) -> Seen:
     """A frame that is not finite is an error, and spoils no other."""
     bucket = pipeline.recipe.buckets[-1]
+    before = _run(pipeline, sample, bucket, Timings())
     pipeline.pixels[:] = np.nan
     pipeline.encode(Timings())
     try:
         pipeline.prefill(sample.token_ids, sample.length, lambda _: bucket, Timings())
     except PlanError as error:
-        cosine, norm = _off(pipeline, sample, bucket)
-        return cosine <= 1 - gates.min_cosine and norm <= gates.max_norm_error, str(error)
+        after = agree(_run(pipeline, sample, bucket, Timings()), before)
+        return gates.allow("logits", *after), str(error)
     return False, "it gave an answer"
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vla_autoprune import contract
 from vla_autoprune.bundle import WEIGHTS, Bundle
 from vla_autoprune.errors import BundleError
-from vla_autoprune.export.pinning import open_dimensions, pin
+from vla_autoprune.export.pinning import open_dimensions, pin, read_graph
 
 if TYPE_CHECKING:
     import onnx
@@ -128,16 +128,16 @@ def lint_bundle(
 
     Returns:
         The report; without findings for a target, its parser takes every graph.
-    """
-    import onnx
 
+    Raises:
+        BundleError: a file is no ONNX graph.
+    """
     total = sum(len(graph.variants) for graph in bundle.graphs.values())
     size = (bundle.path / WEIGHTS).stat().st_size
     findings: list[Finding] = []
     done = 0
     for graph in bundle.graphs.values():
-        proto = onnx.load(bundle.graph_file(graph.name), load_external_data=False)
-        findings += lint_graph(proto, graph, targets, weights_bytes=size)
+        findings += lint_graph(read_graph(bundle, graph.name), graph, targets, weights_bytes=size)
         done += len(graph.variants)
         if progress is not None:
             progress(done, total)

@@ -87,8 +87,8 @@ class OnnxRuntimeBackend:
                 )
             except Exception as error:
                 raise BackendError(
-                    f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}; the bundle has "
-                    f"opset {bundle.manifest.options.opset}, export with --opset 18 for older runtimes"
+                    f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}; export the bundle "
+                    f"anew, with --opset 18 if this release is too old for {bundle.manifest.options.opset}"
                 ) from error
             started = self.sessions[name].get_providers()
             if _PROVIDER_NAMES[provider] not in started:

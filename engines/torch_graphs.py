@@ -22,6 +22,7 @@ from engines.torch_operators import DTYPES, OPERATORS, PARAMETERS
 from vla_autoprune.bundle import WEIGHTS, Bundle
 from vla_autoprune.contract import ElementType
 from vla_autoprune.errors import BackendError
+from vla_autoprune.export.pinning import read_graph
 from vla_autoprune.runtime.backend import Clock, Program, Run, StepByStep, Steps
 
 if TYPE_CHECKING:
@@ -72,8 +73,6 @@ class TorchBackend:
     name = "torch"
 
     def __init__(self, bundle: Bundle, *, device: Device = "cpu", threads: int | None = None) -> None:
-        import onnx
-
         require_device(device)
         if threads is not None:
             torch.set_num_threads(threads)
@@ -91,7 +90,7 @@ class TorchBackend:
         self._protos: dict[str, onnx.GraphProto] = {}
         for graph in bundle.graphs:
             path = bundle.graph_file(graph)
-            proto = onnx.load(path, load_external_data=False).graph
+            proto = read_graph(bundle, graph).graph
             for node in proto.node:
                 if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
                     raise BackendError(
@@ -274,8 +273,10 @@ class _Module:
             shapes[info.name] = buffers[info.name].to("meta")
         for tensor in proto.initializer:
             if tensor.external_data:
-                offset = next(int(entry.value) for entry in tensor.external_data if entry.key == "offset")
-                held = weight(offset, tuple(tensor.dims), DTYPES[tensor.data_type])
+                at = {entry.key: entry.value for entry in tensor.external_data}
+                if at["location"] != WEIGHTS:
+                    raise ValueError(f"{tensor.name} lies in {at['location']}, not in {WEIGHTS}")
+                held = weight(int(at.get("offset", 0)), tuple(tensor.dims), DTYPES[tensor.data_type])
                 self._place(tensor.name, held)
                 shapes[tensor.name] = held.to("meta")
             else:

@@ -29,6 +29,9 @@ from vla_autoprune.recipe import Bucket, PromptLayout
 from vla_autoprune.runtime.backend import Backend
 from vla_autoprune.runtime.pipeline import Inspect, Pipeline, Prefill, Timings
 
+KEPT = "kept"
+"""The tensor of the tokens kept at a pruning point."""
+
 RECORDED_ROWS = 16
 """Rows kept of each stage's hidden states, so that samples of large models stay small."""
 
@@ -91,16 +94,23 @@ class Gates:
     Attributes:
         min_cosine: least cosine of a row with the original's.
         max_norm_error: largest difference of their norms' ratio from 1.
+        tie: scores that differ by at most this share of the largest rank as equal; either token may be kept.
     """
 
     min_cosine: float = 0.9999
     max_norm_error: float = 0.01
+    tie: float = 1e-4
+
+    def allow(self, tensor: str, cosine: float, norm_ratio: float) -> bool:
+        """Whether a tensor is close enough; of the tokens kept, the cosine tells how far from a tie."""
+        least = 1 - self.tie if tensor == KEPT else self.min_cosine
+        return bool(cosine >= least and abs(norm_ratio - 1) <= self.max_norm_error)
 
 
 GATES: Mapping[Precision, Gates] = {
     "fp32": Gates(),
-    "fp16": Gates(min_cosine=0.999, max_norm_error=0.02),
-    "bf16": Gates(min_cosine=0.98, max_norm_error=0.1),
+    "fp16": Gates(min_cosine=0.999, max_norm_error=0.02, tie=1e-2),
+    "bf16": Gates(min_cosine=0.98, max_norm_error=0.1, tie=1e-1),
 }
 """By the bundle's precision: the recorded answers are those of the model in float32."""
 
@@ -150,6 +160,12 @@ class VerifyReport:
         return tuple(agreement for agreement in self.agreements if not agreement.passed)
 
     @property
+    def cut_short(self) -> int:
+        """Runs of a sample in a bucket that kept other tokens, and were compared up to there."""
+        runs = {(row.sample, row.bucket) for row in self.agreements if row.tensor == "hidden"}
+        return len(runs - {(row.sample, row.bucket) for row in self.agreements if row.tensor == "logits"})
+
+    @property
     def worst(self) -> Agreement:
         """The one furthest off."""
         return max(self.agreements, key=lambda agreement: agreement.distance)
@@ -196,10 +212,7 @@ def verify_bundle(
         PlanError: a stage gave values that are not finite.
     """
     gates = gates or GATES[bundle.manifest.options.precision]
-    paths = [bundle.path / entry.path for entry in bundle.manifest.files if entry.role == "sample"]
-    if not paths:
-        raise ParityError(f"{bundle.path} has no recorded samples to compare with; {_ANEW}")
-    samples = {path.name: read_sample(path, bundle) for path in paths}
+    samples = {path.name: read_sample(path, bundle) for path in sample_paths(bundle)}
     pipeline = pipeline or Pipeline(bundle, backend)
     agreements: list[Agreement] = []
     total = len(samples) * len(bundle.recipe.buckets)
@@ -208,11 +221,26 @@ def verify_bundle(
             if progress is not None:
                 progress(number * len(bundle.recipe.buckets) + index, total)
             for where, graph, tensor, cosine, ratio in _compare(pipeline, sample, bucket, first=index == 0):
-                passed = bool(cosine >= gates.min_cosine and abs(ratio - 1) <= gates.max_norm_error)
+                passed = gates.allow(tensor, cosine, ratio)
                 agreements.append(Agreement(name, where, graph, tensor, cosine, ratio, passed))
     if progress is not None:
         progress(total, total)
     return VerifyReport(bundle.manifest.bundle_id, backend.name, backend.device, gates, tuple(agreements))
+
+
+def sample_paths(bundle: Bundle) -> list[Path]:
+    """The files of a bundle's recorded samples, at least one.
+
+    Raises:
+        ParityError: it has none.
+    """
+    paths = [bundle.path / entry.path for entry in bundle.manifest.files if entry.role == "sample"]
+    if not paths:
+        raise ParityError(
+            f"{bundle.path} has no recorded samples to compare with; an export that streams its weights "
+            "records none: export with vla-autoprune export --weights memory"
+        )
+    return paths
 
 
 def write_sample(path: Path, sample: Sample) -> None:
@@ -360,18 +388,16 @@ def _compare(
         yield ("all", contract.VISION, "features", *agree(feature_rows(features[0]), sample.features))
         found, wanted = np.array([[prefill.complexity]]), np.array([[sample.complexity]])
         yield ("all", contract.stage_name(0), "complexity", *agree(found, wanted))
-    same = True
     for stage, wanted in enumerate(answer.hidden):
         name = contract.stage_name(stage)
         rows = text_rows(layout, prefill.kept_visual[stage], sample.length)
         yield (bucket.name, name, "hidden", *agree(hidden[stage][rows], wanted))
         if stage == len(answer.scores):
             continue
-        # Once other tokens were kept, scores belong to others; that has been told where it began.
-        if same:
-            yield (bucket.name, name, "score", *agree(scores[stage][None], answer.scores[stage][None]))
-            yield (bucket.name, name, "kept", *_same_kept(prefill, answer, stage))
-        same = np.array_equal(prefill.kept_visual[stage + 1], answer.kept[stage + 1])
+        yield (bucket.name, name, "score", *agree(scores[stage][None], answer.scores[stage][None]))
+        yield (bucket.name, name, KEPT, *_same_kept(prefill, answer, stage))
+        if not np.array_equal(prefill.kept_visual[stage + 1], answer.kept[stage + 1]):
+            return  # what follows belongs to other tokens; the unpruned bucket always gets to the end
     yield (bucket.name, contract.HEAD, "logits", *agree(logits, answer.logits))
 
 

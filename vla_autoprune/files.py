@@ -32,7 +32,7 @@ def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> No
                 file.write(content)
         temporary.replace(path)
     except OSError as error:
-        if error.filename is None:  # of a full disk
+        if error.filename is None or str(error.filename) == str(temporary):  # a full disk has no name
             error.filename = str(path)
         raise
     finally:

@@ -14,7 +14,7 @@ SEE = "see whether nvidia-smi (on a Jetson tegrastats) shows the GPU, and a driv
 
 
 def make_log(problems: deque[str]) -> trt.ILogger:
-    """A logger that keeps warnings and errors instead of printing them.
+    """A logger that keeps errors instead of printing them; everything else is dropped.
 
     Args:
         problems: receives them; give it a length.

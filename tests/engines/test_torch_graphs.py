@@ -12,9 +12,10 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from engines.lint import lint_bundle
 from engines.onnxruntime import OnnxRuntimeBackend
 from engines.torch_graphs import TorchBackend
-from vla_autoprune.errors import BackendError
+from vla_autoprune.errors import BackendError, BundleError
 from vla_autoprune.frame import CAMERAS, Command, EgoState, Frame
 from vla_autoprune.runtime.planner import Planner
 
@@ -134,6 +135,26 @@ def test_operators_that_are_not_known_are_named(stored_bundle, tmp_path):
 
     with pytest.raises(BackendError, match=r"head\.onnx: operator ai\.onnx\.MeanVarianceNormalization"):
         TorchBackend(with_head(stored_bundle, tmp_path, change))
+
+
+def test_weights_of_another_file_are_not_read(stored_bundle, tmp_path):
+    def change(graph):
+        for entry in next(tensor for tensor in graph.initializer if tensor.external_data).external_data:
+            if entry.key == "location":
+                entry.value = "../weights.data"
+
+    backend = TorchBackend(with_head(stored_bundle, tmp_path, change))
+    buffers = {tensor.name: torch.zeros(tensor.pinned({})) for tensor in backend.graphs["head"].tensors}
+    with pytest.raises(BackendError, match=r"lies in \.\./weights\.data, not in weights\.data"):
+        backend.bind("head", "only", buffers)
+
+
+def test_a_file_that_is_no_graph_is_named(stored_bundle, tmp_path):
+    bundle = with_head(stored_bundle, tmp_path, lambda graph: None)
+    (bundle.path / "vision.onnx").write_bytes(b"not a graph")
+    for read in (TorchBackend, lambda bundle: lint_bundle(bundle, ["rtx"])):
+        with pytest.raises(BundleError, match=r"vision\.onnx is not an ONNX graph.*export the bundle anew"):
+            read(bundle)
 
 
 def test_attributes_that_are_not_known_are_named(stored_bundle, tmp_path):

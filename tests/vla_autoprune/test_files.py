@@ -31,8 +31,10 @@ def test_a_writer_that_fails_halfway_leaves_the_older_file(tmp_path):
 
 
 def test_a_failure_keeps_the_older_file_and_leaves_nothing(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        write_whole(tmp_path / "absent" / "report.json", b"new")
+    absent = tmp_path / "absent" / "report.json"
+    with pytest.raises(FileNotFoundError) as caught:
+        write_whole(absent, b"new")
+    assert caught.value.filename == str(absent)
     occupied = tmp_path / "occupied"
     occupied.mkdir()
     (occupied / "inside").touch()

@@ -20,7 +20,7 @@ from vla_autoprune.cli.build import (
     print_engines,
 )
 from vla_autoprune.cli.options import BackendName, require_file
-from vla_autoprune.errors import BackendError
+from vla_autoprune.errors import BackendError, InputError
 from vla_autoprune.files import write_whole
 from vla_autoprune.progress import progress_bar
 
@@ -46,30 +46,38 @@ def accept(
     """Accept a bundle on this machine: build engines, compare every stage, provoke faults, measure.
 
     Needs nothing but the bundle: inputs and answers were recorded at its
-    export. Writes one result file, machine and versions included, to keep or
-    to send back. Exits with 1 if a check fails.
+    export, unless that streamed the weights. Writes one result file, machine
+    and versions included, to keep or to send back. Exits with 1 if a check
+    fails.
 
     On a Jetson:  vla-autoprune accept out/bundle --workspace-mib 2048
     """
     from engines.acceptance import accept as run_acceptance
     from engines.acceptance import not_opened
     from engines.backends import open_backend
+    from engines.tensorrt.engine_files import BuildOptions, require_tensorrt
+    from engines.verify import sample_paths
     from vla_autoprune.bundle import load_bundle
     from vla_autoprune.runtime.backend import Backend
 
     require_file("--out", out)
+    options = BuildOptions(workspace_mib=workspace_mib, optimization_level=optimization_level, tf32=tf32)
+    if backend is not BackendName.TENSORRT and (device or options != BuildOptions()):
+        raise InputError(
+            "--device, --workspace-mib, --optimization-level and --tf32 belong to --backend tensorrt; "
+            f"--backend is {backend.value}"
+        )
     loaded = load_bundle(bundle)
+    sample_paths(loaded)  # to build engines takes minutes: what is missing is said before
     opened: Backend
     memory_mib = None
     engines: list[dict[str, Any]] = []
     if backend is BackendName.TENSORRT:
         from engines.tensorrt.backend import TensorRtBackend
         from engines.tensorrt.cuda import require_cuda
-        from engines.tensorrt.engine_files import BuildOptions, require_tensorrt
 
         require_tensorrt()
         require_cuda()
-        options = BuildOptions(workspace_mib=workspace_mib, optimization_level=optimization_level, tf32=tf32)
         try:
             built = build_with_bar(loaded, options, device, overwrite=False)
             print_engines(built, loaded)
@@ -99,6 +107,7 @@ def accept(
 
 
 def _finish(result: Acceptance, out: Path) -> NoReturn:
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, result.to_json().encode())
     _print(result, out)
     raise typer.Exit(0 if result.passed else 1)

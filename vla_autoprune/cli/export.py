@@ -229,4 +229,5 @@ def _print_result(
     console.print(f"TensorRT linter, {lint.variants} sets of shapes: {', '.join(verdicts)}")
     refused = [name for name in lint.targets if lint.of(name)]
     if refused:
-        console.print(f"for {' or '.join(refused)} export with --target {refused[0]}")
+        half = " --precision fp16" if options.precision == PrecisionName.BF16 else ""
+        console.print(f"for {' or '.join(refused)} export with --target {refused[0]}{half}")

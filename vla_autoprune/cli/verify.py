@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,15 +48,15 @@ def verify(
     Example: vla-autoprune verify out/bundle --backend tensorrt
     """
     from engines.backends import open_backend
-    from engines.verify import GATES, Gates, verify_bundle
+    from engines.verify import GATES, verify_bundle
     from vla_autoprune.bundle import load_bundle
 
     loaded = load_bundle(bundle)
-    usual = GATES[loaded.manifest.options.precision]
-    gates = Gates(
-        usual.min_cosine if min_cosine is None else min_cosine,
-        usual.max_norm_error if max_norm_error is None else max_norm_error,
-    )
+    gates = GATES[loaded.manifest.options.precision]
+    if min_cosine is not None:
+        gates = replace(gates, min_cosine=min_cosine)
+    if max_norm_error is not None:
+        gates = replace(gates, max_norm_error=max_norm_error)
     engine = open_backend(backend.value, loaded, threads=threads)
     try:
         with progress_bar() as progress:
@@ -100,3 +101,9 @@ def _print(report: VerifyReport) -> None:
         f"the worst is {worst.tensor} of {worst.graph} in bucket {worst.bucket} of {worst.sample}",
         highlight=False,
     )
+    if report.cut_short:
+        console.print(
+            "runs of a sample in a bucket that kept other tokens than the original, and were compared up to "
+            f"there: {report.cut_short}",
+            highlight=False,
+        )

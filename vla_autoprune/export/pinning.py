@@ -1,14 +1,34 @@
-"""Proof that a graph is static: with a variant's values for its symbols, no shape stays open."""
+"""A bundle's graphs read, and the proof that they are static: with a variant's values for its symbols, no
+shape stays open."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from vla_autoprune import contract
+from vla_autoprune.bundle import Bundle
 from vla_autoprune.errors import BundleError
 
 if TYPE_CHECKING:
     import onnx
+
+
+def read_graph(bundle: Bundle, name: str) -> onnx.ModelProto:
+    """A graph of a bundle; its external weights are not read.
+
+    Raises:
+        BundleError: the file is no ONNX graph.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    path = bundle.graph_file(name)
+    try:
+        return onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise BundleError(
+            f"{path} is not an ONNX graph ({error}); export the bundle anew with vla-autoprune export"
+        ) from error
 
 
 def pin(proto: onnx.ModelProto, graph: contract.Graph, variant: str) -> onnx.ModelProto:
