@@ -63,7 +63,8 @@ def main() -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        _refuse(f"{error.filename}: {error.strerror}; check the path, its permissions and the free space")
+        what = error.strerror or error.args[0]  # numpy tells a short write in words only
+        _refuse(f"{error.filename}: {what}; check the path, its permissions and the free space")
 
 
 def _refuse(why: str) -> None:

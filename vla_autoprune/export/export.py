@@ -88,6 +88,7 @@ def export_bundle(
         InputError: the opset is not offered, or not with this precision; `out` is or holds the working
             directory, or holds something that is not a bundle; a weight is too large for the precision.
         RecipeError: the recipe is for another model, or cannot be exported.
+        OSError: the disk is full, or the place cannot be written; it names file or directory.
     """
     if opset not in OPSETS:
         raise InputError(f"opset is {opset}; allowed: {', '.join(map(str, OPSETS))}")
@@ -125,6 +126,10 @@ def export_bundle(
             check(partial)
             bundle.write_manifest(partial, recipe, graphs, options)
         _replace_directory(partial, place)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # of a full disk
+            error.filename = str(place)
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     say("done", len(graphs) + 2, len(graphs) + 2)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import shutil
 import sys
 from pathlib import Path
@@ -113,6 +114,22 @@ def test_a_mistyped_command_line_is_one_plain_line(
     assert ended.value.code == 2
     output, error = capsys.readouterr()
     assert error.startswith(f"error: {line}") and error.count("\n") == 1 and output == ""
+
+
+@pytest.mark.parametrize("words", [(errno.ENOSPC, "No space left on device"), ("9 requested and 3 written",)])
+def test_a_failed_write_is_one_plain_line(
+    words: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        error = OSError(*words)
+        error.filename = "out/plan.npy"
+        raise error
+
+    monkeypatch.setattr("vla_autoprune.cli.app", fail)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: out/plan.npy: {words[-1]}; check the path")
 
 
 def test_faults_are_gathered_and_told_together() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -76,6 +77,22 @@ def test_a_failed_check_leaves_no_bundle(tiny_recipes, tiny_vla, tmp_path, monke
     with pytest.raises(ParityError, match="stage_01"):
         export_bundle(model, recipe, tmp_path / "b", text_files(tiny_vla), check=refuse)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_with_the_place_and_leaves_no_bundle(
+    tiny_recipes, tiny_vla, tmp_path, monkeypatch
+):
+    from vla_autoprune.export import export
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(export, "trace", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        export_bundle(
+            LlavaAdapter(tiny_vla.model), tiny_recipes["plain"], tmp_path / "b", text_files(tiny_vla)
+        )
+    assert caught.value.filename == str(tmp_path / "b") and list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_rename_brings_the_old_bundle_back(tmp_path):
