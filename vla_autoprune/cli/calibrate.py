@@ -31,6 +31,7 @@ from vla_autoprune.cli.options import (
     gathered,
     refuse,
     require_file,
+    told_when_interrupted,
 )
 from vla_autoprune.errors import InputError, RecipeError
 from vla_autoprune.files import write_whole
@@ -189,7 +190,8 @@ def calibrate(
             f"{LEAST_CLUSTERS}; vla-autoprune synth --scenes 40 makes enough"
         )
     samples.check_images(layout.cameras)
-    measured = _measure(vla, adapter, provisional, samples, precision, backend, threads)
+    with told_when_interrupted(lambda: f"{out} is as it was; the same command starts from the beginning"):
+        measured = _measure(vla, adapter, provisional, samples, precision, backend, threads)
     there = len(set(measured.scenes))
     if there < LEAST_CLUSTERS:
         raise InputError(

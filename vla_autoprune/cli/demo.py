@@ -56,11 +56,17 @@ def _run(what: str, *command: object) -> None:
     console = Console(soft_wrap=True)
     console.print(f"\n[bold cyan]# {what}[/]")
     console.print(f"$ vla-autoprune {shlex.join(words)}", style="bold", markup=False, highlight=False)
-    done = subprocess.run([sys.executable, "-m", "vla_autoprune.cli", *words], check=False)
-    if done.returncode == 130:
+    # Ctrl-C in a terminal reaches the step as well: it tidies up and says what is left, in its own time.
+    step = subprocess.Popen([sys.executable, "-m", "vla_autoprune.cli", *words])
+    try:
+        code = step.wait()
+    except KeyboardInterrupt:
+        step.wait()
+        raise
+    if code == 130:
         raise KeyboardInterrupt
-    if done.returncode:
-        raise VlaError(f"the demo stopped: vla-autoprune {words[0]} failed with exit code {done.returncode}")
+    if code:
+        raise VlaError(f"the demo stopped: vla-autoprune {words[0]} failed with exit code {code}")
 
 
 def middle_budget(recipe: PruningRecipe) -> float:

@@ -12,7 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from vla_autoprune.cli import app
-from vla_autoprune.cli.options import comma_list, gathered, refuse, require_directory
+from vla_autoprune.cli.options import (
+    comma_list,
+    gathered,
+    refuse,
+    require_directory,
+    told_when_interrupted,
+)
 from vla_autoprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -156,12 +162,13 @@ def train(
 
     world = source_hash([Path(eval_nuscenes.world.__file__).parent])
     first = TRAINING_SEED + seed * SEEDS_PER_TRAINING
-    training_shards = make_scenes(
-        training_scene, first, scenes, kept / f"train_{seed}", world, workers, "to train on"
-    )
-    judged_shards = make_scenes(
-        training_scene, HELD_OUT_SEED, held_out, kept / "held_out", world, workers, "to judge"
-    )
+    with told_when_interrupted(lambda: f"scenes made are kept in {kept}; the same command goes on"):
+        training_shards = make_scenes(
+            training_scene, first, scenes, kept / f"train_{seed}", world, workers, "to train on"
+        )
+        judged_shards = make_scenes(
+            training_scene, HELD_OUT_SEED, held_out, kept / "held_out", world, workers, "to judge"
+        )
 
     store = load_scenes(training_shards, vla, where)
     judge = HeldOut(
@@ -176,8 +183,11 @@ def train(
     )
     if trainer.resume():
         console.print(escape(f"going on from {trainer.checkpoint}"))
-    if trainer.run(max_minutes=max_minutes, evaluations=evaluations):
-        trainer.finish(rank_tests)
+    with told_when_interrupted(lambda: f"the same command goes on from {trainer.checkpoint}"):
+        finished = trainer.run(max_minutes=max_minutes, evaluations=evaluations)
+        if finished:
+            trainer.finish(rank_tests)
+    if finished:
         console.print(escape(f"model in {out / 'model'}, figures in {out / 'training.json'}"))
     else:
         console.print(escape(f"time is up; the same command goes on from {trainer.checkpoint}"))

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,24 @@ def test_the_frame_is_planned_at_the_middle_budget(stored_bundle) -> None:
 
 def test_too_few_drives_are_refused() -> None:
     assert CliRunner().invoke(app, ["demo", "--scenes", "3"]).exit_code == 2
+
+
+def test_an_interrupt_leaves_the_step_time_to_tidy_up(repository: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-u", "-m", "vla_autoprune.cli", "demo", "--out", "demo"]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as demo:  # fmt: skip
+        partial = tmp_path / "demo" / "world.synth-partial" / "samples"
+        while not list(partial.glob("*/*.jpg")) and demo.poll() is None:
+            time.sleep(0.05)
+        os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
+        assert demo.stdout is not None
+        said = demo.stdout.read().decode()
+        assert demo.wait() == 130, said
+    assert "interrupted: demo/world is as it was; the same command starts from the beginning" in said
+    assert list((tmp_path / "demo").iterdir()) == []
 
 
 @pytest.mark.slow
