@@ -100,7 +100,7 @@ def camera_plot(summary: EvaluationSummary) -> str:
         Line2D([], [], color=colour, linewidth=7, label=camera)
         for camera, colour in zip(cameras, colours, strict=True)
     ]
-    if any(left.floor for row in rows for left in row.cameras.values()):
+    if summary.has_camera_floors:
         handles.append(Line2D([], [], color=INK, linewidth=2.5, label="floor"))
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 7), fontsize=8)
     return _figure(figure)

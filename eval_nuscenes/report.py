@@ -43,8 +43,8 @@ paired over scenes; one whose 95 % interval contains zero is not called a differ
 _ABOUT_BUNDLES = """The same frames, policy and budget with another bundle: its value minus that of the first
 bundle, paired over scenes. A difference whose 95 % interval contains zero is not called a difference."""
 _ABOUT_CAMERAS = """Visual tokens of each camera that enter the last stage, mean over the frames; in the
-table also the frames with the fewest and the most. A thick line is the camera's floor: what the recipe keeps
-of it in every frame."""
+table also the frames with the fewest and the most."""
+_ABOUT_FLOORS = " A thick line is the camera's floor: what the recipe keeps of it in every frame."
 _ABOUT_SPLIT = """Mean milliseconds per plan. Pruning inside the decoder shortens the prefill; the rest is
 preprocessing, building the prompt and reading the answer."""
 _ABOUT_RETENTION = """Visual tokens that enter each decoder layer, one curve per bucket. All curves of a
@@ -270,7 +270,8 @@ def _sections(
         yield section("Bundles against each other", about, _bundle_differences(summary))
     if any(variant.budget is not None and variant.cameras for variant in summary.variants):
         shown = plots.camera_plot(summary) + _camera_table(summary)
-        yield section("What is left of each camera", _ABOUT_CAMERAS, shown)
+        about = _ABOUT_CAMERAS + (_ABOUT_FLOORS if summary.has_camera_floors else "")
+        yield section("What is left of each camera", about, shown)
     if timed:
         yield section("Where the time goes", _ABOUT_SPLIT, plots.split_plot(summary))
     about = "; ".join(f"<i>{escape(name)}</i>: {escape(what)}" for name, what in MANOEUVRES.items())

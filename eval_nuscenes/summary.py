@@ -249,6 +249,11 @@ class EvaluationSummary(Record):
         """Names of the bundles that plan, the first one first."""
         return tuple(dict.fromkeys(variant.bundle for variant in self.variants if variant.bundle))
 
+    @property
+    def has_camera_floors(self) -> bool:
+        """Whether a recipe keeps some tokens of a camera in every frame."""
+        return any(left.floor for variant in self.variants for left in variant.cameras.values())
+
     def variant(self, kind: VariantKind) -> VariantSummary | None:
         """The first variant of a kind."""
         return next((variant for variant in self.variants if variant.kind == kind), None)

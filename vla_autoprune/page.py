@@ -26,7 +26,7 @@ p { max-width: 80ch; margin: 4px 0 12px; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th, td { padding: 4px 8px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 thead th { font-weight: 600; background: var(--soft); }
-tbody th { text-align: left; }
+tbody th, thead th:first-child { text-align: left; }
 .conditions td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .plot svg { max-width: 100%; height: auto; }
 """

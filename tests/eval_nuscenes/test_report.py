@@ -157,6 +157,9 @@ def test_what_is_left_of_each_camera_is_shown(written: tuple[str, EvaluationSumm
         left = row.cameras["CAM_FRONT"]
         told = f", floor {floor}" if floor else ""
         assert f"<td>{left.mean:.1f}<small>{left.least} to {left.most}{told}</small></td>" in page
+    assert summary.has_camera_floors and "A thick line is the camera's floor" in page
+    first = tuple(row for row in summary.variants if row.bundle != "front12")
+    assert not summary.model_copy(update={"variants": first}).has_camera_floors
 
 
 def test_the_worst_samples_come_first_one_per_scene(written: tuple[str, EvaluationSummary]) -> None:

@@ -43,9 +43,10 @@ def print_evaluation(result: EvaluationSummary) -> None:
         )
     if any(_is_pruned(variant) for variant in result.variants):
         console.print(_camera_table(result))
+        floor = ", and after ≥ the recipe's floor" if result.has_camera_floors else ""
         console.print(
-            "Visual tokens of each camera that enter the last stage: mean, then least to most of a frame, "
-            "and after ≥ the recipe's floor.",
+            "Visual tokens of each camera that enter the last stage: mean, then least to most of a frame"
+            f"{floor}.",
             style="dim",
         )
     for protocol in result.protocols:
