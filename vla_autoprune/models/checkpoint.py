@@ -11,7 +11,7 @@ from vla_autoprune.files import read_json
 from vla_autoprune.frame import Command
 from vla_autoprune.models.answers import AnswerFormat, decoder_option
 from vla_autoprune.models.driving_vla import SHIPPED, load_model, load_shipped
-from vla_autoprune.models.families import adapter_for, check_checkpoint, weight_files
+from vla_autoprune.models.families import adapter_for, check_checkpoint, require_all_weights, weight_files
 from vla_autoprune.models.hub import downloaded
 from vla_autoprune.models.image_processor import read_image_processor
 from vla_autoprune.models.preprocess import Preprocessing
@@ -154,15 +154,21 @@ def open_checkpoint(
     check_checkpoint(folder)
     (name,) = read_json(folder / "config.json")["architectures"][:1]
     image_processor = read_image_processor(folder)
-    tokenizer = read_tokenizer(folder / "tokenizer.json")
+    tokenizer = read_tokenizer(folder / "tokenizer.json", "download the checkpoint again")
     logging.disable_progress_bar()
     try:
         if stream:
             model = skeleton(folder)
         else:
-            model = getattr(transformers, name).from_pretrained(
-                folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
+            model, loading = getattr(transformers, name).from_pretrained(
+                folder,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                local_files_only=True,
+                output_loading_info=True,
             )
+            # transformers makes up what it does not find.
+            require_all_weights(folder, loading["missing_keys"], len(model.state_dict()))
     except InputError:
         raise
     except Exception as error:  # safetensors and transformers each raise their own
@@ -191,10 +197,17 @@ def open_checkpoint(
     if ends is None:
         ends = getattr(config.text_config, "eos_token_id", None)
     tokens = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+    codec = decoder_option(decoder, tokens)
+    vocabulary = adapter.head.out_features
+    if codec.largest_token >= vocabulary:
+        raise InputError(
+            f"--decoder {decoder}: its tokens go up to {codec.largest_token}, the model's vocabulary to "
+            f"{vocabulary - 1}; check first_token and end_tokens"
+        )
     return Checkpoint(
         model=model,
         prompt=prompt,
-        codec=decoder_option(decoder, tokens),
+        codec=codec,
         preprocessing=image_processor.preprocessing(layout.cameras, size),
     )
 

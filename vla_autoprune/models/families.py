@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,14 @@ CLASSES = (
 ROTARY = ("default", "linear", "llama3")
 """Rotary variants that are tables of the position alone; mrope counts as default."""
 
+LLAVA_DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+"""Decoders of a LLaVA: stacks of pre-norm layers between a plain word table and a final norm."""
+
+LLAVA_TOWERS = ("clip_vision_model",)
+"""Vision towers of a LLaVA."""
+
 SHARDS = "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 WEIGHTS = "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -57,10 +65,23 @@ def check_config(config: dict[str, Any], where: str) -> None:
     Raises:
         InputError: naming what is not supported, and what is.
     """
+    decoder, tower = _part(config, "text_config", where), _part(config, "vision_config", where)
+    text = decoder or config
     names = config.get("architectures") or ["nothing"]
-    if names[0] not in CLASSES:
-        raise InputError(f"{where}: class {names[0]} is not supported; supported: {', '.join(CLASSES)}")
-    text = config.get("text_config") or config
+    if not isinstance(names, list) or names[0] not in CLASSES:
+        name = names[0] if isinstance(names, list) else names
+        raise InputError(f"{where}: class {name} is not supported; supported: {', '.join(CLASSES)}")
+    if names[0] == CLASSES[0]:
+        for part, what, supported in (
+            (decoder, "decoder", LLAVA_DECODERS),
+            (tower, "vision tower", LLAVA_TOWERS),
+        ):
+            kind = part.get("model_type", supported[0])
+            if kind not in supported:
+                raise InputError(
+                    f"{where}: the {what} is a {kind}, which is not supported in a LLaVA; supported: "
+                    f"{', '.join(supported)}"
+                )
     for part in (config, text):
         quantised = part.get("quantization_config")
         if quantised:
@@ -89,6 +110,33 @@ def check_config(config: dict[str, Any], where: str) -> None:
         )
     if text.get("num_local_experts") or text.get("num_experts"):
         raise InputError(f"{where}: the decoder mixes experts; supported are dense feed-forwards")
+
+
+def _part(config: Any, name: str, where: str) -> dict[str, Any]:
+    """An object within a configuration, empty where there is none."""
+    part = config.get(name) or {} if isinstance(config, dict) else None
+    if not isinstance(part, dict):
+        raise InputError(f"{where} is not a model's configuration: it or its {name} is no JSON object")
+    return part
+
+
+def require_all_weights(folder: Path, missing: Collection[str], total: int) -> None:
+    """Refuse a checkpoint whose files lack weights of its model.
+
+    Args:
+        folder: of the checkpoint, for the message.
+        missing: names of the weights that no file holds.
+        total: weights of the model.
+
+    Raises:
+        InputError: there is one; the message names the first three.
+    """
+    if missing:
+        names = sorted(missing)
+        raise InputError(
+            f"{folder}: its files hold no {', '.join(names[:3])}{', …' if len(names) > 3 else ''} "
+            f"({len(names)} of {total} weights); download the checkpoint again"
+        )
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -132,6 +180,8 @@ def check_description(folder: Path) -> None:
                 "processor"
             )
     check_config(read_json(folder / "config.json"), str(folder / "config.json"))
+    if (folder / GENERATION).is_file():  # its end tokens count, and transformers passes over a broken one
+        read_json(folder / GENERATION)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:

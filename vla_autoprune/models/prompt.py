@@ -156,8 +156,12 @@ class PromptBuilder:
         return token
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
+def read_tokenizer(path: Path, way_out: str = "export the bundle anew") -> Tokenizer:
     """Read a `tokenizer.json`.
+
+    Args:
+        path: the file.
+        way_out: what to do where it is broken, for the message.
 
     Raises:
         BundleError: it is missing or not one.
@@ -165,7 +169,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # tokenizers raises bare Exception
-        raise BundleError(f"{path} is not a tokenizer file: {error}; export the bundle anew") from error
+        raise BundleError(f"{path} is not a tokenizer file: {error}; {way_out}") from error
 
 
 def heard_ego(ego: EgoState) -> EgoState:

@@ -33,7 +33,7 @@ EGO_FIELDS = ("speed_mps", "acceleration_mps2", "yaw_rate_rps", "command")
 
 SAMPLE_EGO = EgoState(12.3, -1.23, -0.123)
 
-Pixels = Annotated[int, Field(ge=1)]
+Pixels = Annotated[int, Field(ge=1, le=8192)]
 
 
 class PromptTemplate(BaseModel):

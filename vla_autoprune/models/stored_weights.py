@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_autoprune.errors import InputError
-from vla_autoprune.models.families import adapter_for, check_checkpoint, weight_files
+from vla_autoprune.models.families import adapter_for, check_checkpoint, require_all_weights, weight_files
 
 if TYPE_CHECKING:
     from vla_autoprune.models.adapter import StageModel
@@ -49,11 +49,7 @@ class StoredWeights:
                 missing.append(names[0])
                 continue
             self._keys.update(dict.fromkeys(names, found[stored]))
-        if missing:
-            raise InputError(
-                f"{folder}: its files hold no {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''} "
-                f"({len(missing)} of {len(parameters)} weights); download the checkpoint again"
-            )
+        require_all_weights(folder, missing, len(parameters))
         for name, parameter in parameters.items():
             shape = self._shape(name)
             if shape != tuple(parameter.shape):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -41,14 +42,14 @@ def folder(tmp_path_factory):
         "eos_token_id": eos,
     }
     vision = {
-        "depth": 2,
+        "depth": 1,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_heads": 4,
         "patch_size": 4,
         "window_size": 16,
         "out_hidden_size": 32,
-        "fullatt_block_indexes": [1],
+        "fullatt_block_indexes": [0],
     }
     config = transformers.Qwen2_5_VLConfig(
         vision_config=vision,
@@ -122,8 +123,12 @@ def test_what_does_not_fit_is_refused(folder, template, tmp_path):
     refused("--decoder is missing", decoder=None)
     refused("--prompt is missing", prompt=None)
     refused("no such folder, and not a hub id like organisation/name", model=tmp_path / "absent")
+    far = {"kind": "codebook", "length": 6, "first_token": 400, "motions": [[0, 0, 0], [1, 0, 0]]}
+    (tmp_path / "far.json").write_text(json.dumps(far))
+    refused("its tokens go up to 401, the model's vocabulary to 319", decoder=str(tmp_path / "far.json"))
     for changes, message in (
         ({"image_size": None}, "image_size is missing"),
+        ({"image_size": [10**6, 24]}, r"image_size\.0: .* less than or equal to 8192"),
         ({"image_size": [30, 24]}, r"image_size is \(30, 24\); this model takes multiples of 8 pixels"),
         ({"text": TEXT.replace("<v>{CAM_BACK}", "{CAM_BACK}")}, r"\{CAM_BACK\} must stand between '<v>'"),
     ):
@@ -132,56 +137,98 @@ def test_what_does_not_fit_is_refused(folder, template, tmp_path):
         refused(message)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_weights_that_no_file_holds_are_not_made_up(folder, template, tmp_path, stream):
+    from safetensors.torch import load_file, save_file
+
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    weights = load_file(damaged / "model.safetensors")
+    (lost,) = (name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))
+    del weights[lost]
+    save_file(weights, damaged / "model.safetensors", {"format": "pt"})
+    with pytest.raises(VlaError, match=r"its files hold no \S*layers\.1\.mlp\.up_proj.weight \(1 of "):
+        open_model(str(damaged), template, "waypoints", stream=stream).adapter()
+
+
+@pytest.mark.parametrize(
+    "name,message",
+    [
+        ("tokenizer.json", r"tokenizer\.json is not a tokenizer file: .*; download the checkpoint again"),
+        ("generation_config.json", r"generation_config\.json is not valid JSON"),
+    ],
+)
+def test_a_broken_file_is_named(folder, template, tmp_path, name, message):
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    (damaged / name).write_text("{")
+    with pytest.raises(VlaError, match=message):
+        open_model(str(damaged), template, "waypoints")
+
+
 @pytest.mark.slow
-def test_from_checkpoint_to_plan(folder, template, codebook, frame, tmp_path):
-    """The command line exports and checks; the runtime tokenises, preprocesses and parses from the bundle."""
-    pytest.importorskip("onnxruntime")
+def test_from_checkpoint_to_plan_and_evaluation(folder, template, codebook, frame, tmp_path):
+    """Every command as for the shipped model; the bundle alone tokenises, preprocesses, parses."""
+    for package in ("onnxruntime", "onnxscript", "nuscenes", "shapely"):
+        pytest.importorskip(package)
     from typer.testing import CliRunner
 
     from engines.onnxruntime import OnnxRuntimeBackend
+    from eval_nuscenes.nuscenes_writer import dataset_options, write_dataset
+    from eval_nuscenes.summary import EvaluationSummary
     from vla_autoprune.bundle import load_bundle
     from vla_autoprune.cli import app
-    from vla_autoprune.recipe import write_recipe
-    from vla_autoprune.recipe_building import build_recipe
+    from vla_autoprune.recipe import read_recipe
     from vla_autoprune.runtime.planner import Planner
 
-    vla = open_model(str(folder), template, str(codebook)).vla
-    model = adapter_for(vla.model)
-    recipe = build_recipe(
-        model.shape("driver"),
-        vla.prompt.layout,
-        decode_length=6,
-        budgets=(0.6,),
-        slopes=(0.0,),
-        camera_floors={"CAM_FRONT": 3},
-    )
-    write_recipe(recipe, tmp_path / "recipe.json")
-    command = ["export", str(tmp_path / "bundle"), "--model", str(folder), "--prompt", str(template)]
-    command += ["--recipe", str(tmp_path / "recipe.json"), "--decoder", str(codebook)]
-    done = CliRunner().invoke(app, command, catch_exceptions=False)
-    assert "parity: 4 comparisons, 0 ties" in done.output
+    def run(*words) -> str:
+        done = CliRunner(env={"COLUMNS": "150"}).invoke(app, [*map(str, words)], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
 
-    bundle = load_bundle(tmp_path / "bundle")
+    options = dataset_options(
+        scenes=10, duration_s=4.0, width=96, height=54, val_fraction=0.0, calibration_fraction=1.0
+    )
+    data = write_dataset(tmp_path / "drives", options, workers=1).root
+    drives = ["--data", data, "--split", "calibration", "--threads", 1]
+    checkpoint = ["--model", folder, "--prompt", template, "--decoder", codebook]
+    recipe, made, out = (tmp_path / name for name in ("recipe.json", "bundle", "evaluation"))
+
+    pruning = ["--budgets", 0.6, "--slopes", "0,0.4", "--camera-floors", "CAM_FRONT=3", "--limit", 20]
+    said = run("calibrate", *drives, *checkpoint, *pruning, "--out", recipe)
+    assert "frames of 10 scenes" in said and "without a plan" not in said
+    assert read_recipe(recipe).model.id == "driver" and read_recipe(recipe).model.position_axes == 3
+
+    export = ["export", made, *checkpoint, "--recipe", recipe]
+    assert "parity: " in run(*export)
+    bundle = load_bundle(made)
     planner = Planner(bundle, OnnxRuntimeBackend(bundle, threads=1), budget=0.6)
     plan = planner.plan(frame)
+    vla = open_model(str(folder), template, str(codebook)).vla
     ids = planner.prompt.build(frame.ego, frame.command)
     pixels = planner.preprocessing.apply(frame.images)
-    wanted, _ = model.generate(ids, torch.from_numpy(pixels), 6)
+    wanted, _ = adapter_for(vla.model).generate(ids, torch.from_numpy(pixels), 6)
     unpruned = planner.variant(None).plan(frame)
     expected = vla.codec.waypoints(wanted.tolist(), "")
     assert np.array_equal(unpruned.waypoints_in_ego, expected)
     assert plan.waypoints_in_ego.shape == (6, 3) and plan.work_fraction < 1
-    assert (recipe.layout.camera_of_visual[plan.kept_visual[-1]] == 0).sum() >= 3
+    assert (bundle.recipe.layout.camera_of_visual[plan.kept_visual[-1]] == 0).sum() >= 3
 
     wordy = vla.codec.model_copy(update={"first_token": ACTIONS.start + 300})
     planner.codec = wordy
     with pytest.raises(PlanError, match=r"the answer has 6 tokens and no end"):
         planner.plan(frame)
+    assert planner.rehearse(frame, "full").answer_tokens == 6
+
+    quick = ["--protocols", "standard", "--policies", "autoprune", "--limit", 3, "--warm-up", 0]
+    assert "failed" not in run("evaluate", made, *drives, *quick, "--out", out)
+    result = EvaluationSummary.model_validate_json((out / "results.json").read_bytes())
+    full, pruned = result.variants[:2]
+    assert pruned.kind == "autoprune" and not full.failed_plans and not pruned.failed_plans
+    assert full.cost.visual_tokens_into_layers == 24 > pruned.cost.visual_tokens_into_layers
 
     other = json.loads(template.read_text())
     template.write_text(json.dumps({**other, "image_size": [32, 32]}))
     with pytest.raises(RecipeError, match=r"layout has image_size \(32, 24\), prompt and rig .* \(32, 32\)"):
-        CliRunner().invoke(app, command, catch_exceptions=False)
+        run(*export)
 
 
 def test_an_export_that_streams_says_what_it_compared(folder, template, codebook, tmp_path):

@@ -39,6 +39,17 @@ def with_text(**changes):
             "sliding window of 4096",
         ),
         (with_text(num_experts=8), "mixes experts"),
+        (
+            {"architectures": [CLASSES[0]], "text_config": {"model_type": "gemma"}},
+            "decoder is a gemma, which is not supported in a LLaVA; supported: llama, mistral",
+        ),
+        (
+            {"architectures": [CLASSES[0]], "vision_config": {"model_type": "siglip_vision_model"}},
+            "vision tower is a siglip_vision_model, .* supported: clip_vision_model",
+        ),
+        ({"architectures": "Qwen"}, "class Qwen is not supported"),
+        ([], "it or its text_config is no JSON object"),
+        ({**GOOD, "text_config": 3}, "it or its text_config is no JSON object"),
     ],
 )
 def test_what_is_not_supported_is_named(config, message):
