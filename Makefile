@@ -22,8 +22,14 @@ QUIET := PYTHONWARNINGS="ignore:Editable installation"
 
 setup: $(READY)
 
+# On other versions the pins of constraints.txt would fail later, in words of pip.
+CHECK_PYTHON := import sys; v = sys.version_info[:2]; \
+	sys.exit(None if v in ((3, 11), (3, 12)) else "error: $(PYTHON) is Python %d.%d; " % v + \
+	"development needs 3.11 or 3.12: name one with PYTHON=python3.11")
+
 # torch first: with one present, nothing below asks for another build of it.
 $(READY): setup.py constraints.txt
+	@$(PYTHON) -c '$(CHECK_PYTHON)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt "$(TORCH)"

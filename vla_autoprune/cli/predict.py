@@ -168,6 +168,7 @@ def _document(plan: Plan, frame: Frame, heard: EgoState, bundle_id: str) -> dict
         "bucket": plan.bucket,
         "complexity_bits": plan.complexity,
         "visual_tokens_into_layers": list(plan.visual_tokens_into_layers),
+        "visual_tokens_left": dict(plan.visual_tokens_left),
         "work_fraction": plan.work_fraction,
         "kv_mib": plan.kv_mib,
         "timings_ms": {step: round(value, 3) for step, value in plan.timings_ms.items()},

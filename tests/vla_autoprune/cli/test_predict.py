@@ -46,6 +46,9 @@ def test_waypoints_and_a_picture_are_written(repository, stored_bundle, images, 
     document = json.loads((tmp_path / "out" / "waypoints.json").read_text())
     assert [waypoint["time_s"] for waypoint in document["waypoints"]] == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
     assert document["bundle_id"] == stored_bundle.manifest.bundle_id
+    left = document["visual_tokens_left"]
+    assert list(left) == list(CAMERAS)
+    assert sum(left.values()) == document["visual_tokens_into_layers"][-1] < 16 * len(CAMERAS)
     assert cv2.imread(str(tmp_path / "out" / "picture.png")) is not None
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["picture.png", "waypoints.json"]
 
