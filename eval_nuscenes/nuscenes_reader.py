@@ -568,6 +568,8 @@ def _open_devkit(root: Path, version: str) -> Any:
     try:
         return NuScenes(version=version, dataroot=str(root), verbose=False)
     except (AssertionError, KeyError, ValueError) as error:
+        for table in TABLES:
+            read_json(tables / f"{table}.json")  # names the one that is truncated, which the devkit does not
         raise InputError(f"{tables} is no valid nuScenes data: {type(error).__name__}: {error}") from error
 
 

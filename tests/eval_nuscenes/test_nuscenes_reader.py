@@ -245,7 +245,11 @@ def test_the_future_command_looks_at_the_end_of_the_trajectory(synthetic_root: P
         (lambda root: (root / "v1.0-synth" / "sample.json").unlink(), r"v1\.0-synth lacks sample\.json"),
         (
             lambda root: (root / "v1.0-synth" / "scene.json").write_text('[{"token": "'),
-            "no valid nuScenes data",
+            r"v1\.0-synth/scene\.json is not valid JSON",
+        ),
+        (
+            lambda root: (root / "v1.0-synth" / "scene.json").write_text("[{}]"),
+            "no valid nuScenes data: KeyError",
         ),
         (lambda root: (root / "splits.json").write_text('{"val": ["sce'), r"splits\.json is not valid JSON"),
         (

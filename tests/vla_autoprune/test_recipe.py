@@ -366,7 +366,11 @@ def test_show_and_check_on_the_command_line(recipe: PruningRecipe, tmp_path: Pat
         assert max(map(len, below_the_path)) <= int(columns)
         names = ("full ", "b60_", "b40_", "b25_")
         rows = [line for line in below_the_path if line.lstrip().startswith(names)]
-        assert len(rows) == len(recipe.buckets) * (1 if columns == "140" else 2)
+        tables = 1 if columns == "140" else 2
+        assert len(rows) == len(recipe.buckets) * tables
+        for bucket in recipe.buckets:
+            name = f"{bucket.name} *" if bucket.default else bucket.name
+            assert sum(row.lstrip().startswith(f"{name} ") for row in rows) == tables
         assert "…" not in "".join(row for row in rows if "→" in row and " … " not in row)
     checked = CliRunner().invoke(app, ["recipe", "check", str(tmp_path / "recipe.json")])
     assert checked.exit_code == 0 and "10 buckets" in checked.output

@@ -223,13 +223,14 @@ def _cost_columns(recipe: PruningRecipe) -> dict[str, Cell]:
         "work": lambda bucket: f"{bucket.work_fraction:.1%}",
         "paper": lambda bucket: f"{published_work_fraction(recipe, bucket):.1%}",
         "KV MiB": lambda bucket: f"{kv_mib(recipe.model, bucket.kv_tokens_per_layer):.2f}",
-        "of unpruned": lambda bucket: f"{sum(bucket.kv_tokens_per_layer) / unpruned_kv:.0%}",
+        "of full": lambda bucket: f"{sum(bucket.kv_tokens_per_layer) / unpruned_kv:.0%}",
         "coarse": lambda bucket: f"{coarsening_error(recipe, bucket):.1%}",
     }
 
 
 def _table(recipe: PruningRecipe, columns: Mapping[str, Cell]) -> Table:
-    table = Table("bucket", header_style="bold", box=SIMPLE)
+    table = Table(header_style="bold", box=SIMPLE)
+    table.add_column("bucket", no_wrap=True)
     for title in columns:
         table.add_column(title, justify="left" if title.startswith("visual") else "right", no_wrap=True)
     for bucket in recipe.buckets:
