@@ -238,7 +238,7 @@ def sample_paths(bundle: Bundle) -> list[Path]:
     if not paths:
         raise ParityError(
             f"{bundle.path} has no recorded samples to compare with; an export that streams its weights "
-            "records none: export with vla-autoprune export --weights memory"
+            "records none: export with vla-autoprune export --weights memory --overwrite"
         )
     return paths
 

@@ -93,6 +93,8 @@ def test_a_bundle_computes_what_transformers_and_the_eager_pruned_model_compute(
         ("llava", "fp32"),
         ("qwen2.5", "bf16"),
         ("qwen3", "fp16"),
+        pytest.param("llava", "fp16", marks=pytest.mark.slow),
+        pytest.param("llava", "bf16", marks=pytest.mark.slow),
         pytest.param("qwen2.5", "fp16", marks=pytest.mark.slow),
         pytest.param("qwen3", "bf16", marks=pytest.mark.slow),
     ],

@@ -156,7 +156,7 @@ def test_samples_survive_a_round_trip(sampled_bundles, tmp_path):
 
 
 def test_a_bundle_without_samples_is_refused(stored_bundle):
-    with pytest.raises(ParityError, match=r"has no recorded samples.*--weights memory"):
+    with pytest.raises(ParityError, match=r"has no recorded samples.*--weights memory --overwrite"):
         verify_bundle(stored_bundle, OnnxRuntimeBackend(stored_bundle, threads=1))
 
 
