@@ -269,7 +269,7 @@ def evaluate(
     shown = samples, planned.records, scored
     cameras, reduction = (("CAM_FRONT",), None) if run is None else (run.cameras, run.reduction)
     with progress_bar() as progress:
-        progress.add_task("report", total=None)
+        task = progress.add_task("report", total=None)
         report.write_report(
             out / "report.html",
             result,
@@ -280,6 +280,7 @@ def evaluate(
             else report.token_views(samples, planned.records, compared, cameras, reduction),
             report.worst_views(*shown, example, cameras, reduction),
         )
+        progress.update(task, total=1, completed=1)
     written = [out / "results.json", out / "report.html"]
     if record is not None:
         written += _record(record, samples, planned, example, out)

@@ -286,7 +286,8 @@ def _draw(recipe: PruningRecipe, png: Path) -> None:
             axes.stairs(
                 bucket.visual_tokens_into_layers, edges, label=f"{bucket.name} (k {bucket.slope:g})", lw=1.8
             )
-        axes.axhline(budget * recipe.layout.visual_tokens, color="0.7", lw=0.8, zorder=0)
+        mean = budget * recipe.layout.visual_tokens
+        axes.axhline(mean, color="0.7", lw=0.8, zorder=0, label="budget: their mean")
         axes.set(
             title=f"budget {budget:g}", xlabel="decoder layer", xlim=(0, recipe.model.layers), ylim=(0, None)
         )
