@@ -280,6 +280,7 @@ class TensorRt:
         self.sessions: dict[str, Any] = {}
         self.during_build: Callable[[Any], None] = lambda monitor: None
         self.refuse_profiles = False
+        self.shape_tensor = ""
         self.spoiled: tuple[str, str] | None = None
         self.parse_errors: list[str] = []
         self.trt = generate(
@@ -346,7 +347,8 @@ class TensorRt:
 
     def _input(self, network, index):
         tensor = self.trt.ITensor()
-        tensor.name, tensor.is_shape_tensor = network.__dict__["_graph"].inputs[index].name, False
+        tensor.name = network.__dict__["_graph"].inputs[index].name
+        tensor.is_shape_tensor = tensor.name == self.shape_tensor
         return tensor
 
     def _config(self, builder):

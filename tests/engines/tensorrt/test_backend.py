@@ -12,6 +12,15 @@ pytest.importorskip("onnxruntime")
 
 from engines.onnxruntime import OnnxRuntimeBackend
 from engines.tensorrt.backend import TensorRtBackend
+from engines.tensorrt.build import build_engines
+from engines.tensorrt.cuda import Gpu
+from engines.tensorrt.engine_files import (
+    BuildOptions,
+    engine_folder,
+    find_engines,
+    read_record,
+    require_fit,
+)
 from vla_autoprune.errors import BackendError, PlanError
 from vla_autoprune.frame import CAMERAS, Command, EgoState, Frame
 from vla_autoprune.runtime.pipeline import Pipeline, Timings
@@ -51,9 +60,6 @@ def test_captured_programs_plan_what_onnxruntime_plans(planner, reference, budge
     "tensorrt,cuda", [("tensorrt-10.13.3.9", "cuda-13.0.2"), ("tensorrt-11.4.0.106", "cuda-13.5.0")]
 )
 def test_newer_versions_plan_the_same(bundle, make_double, reference, tensorrt, cuda):
-    from engines.tensorrt.build import build_engines
-    from engines.tensorrt.engine_files import BuildOptions
-
     double = make_double(bundle, tensorrt, cuda)
     build_engines(bundle, BuildOptions())
     plan = Planner(bundle, TensorRtBackend(bundle), budget=0.4).plan(frame(0))
@@ -154,6 +160,14 @@ def test_closing_gives_everything_back(bundle, built):
     planner.plan(frame(0))
     planner.backend.close()
     assert not built.gpu.blocks and not built.gpu.pinned
+    asked = [name for name, *_ in built.gpu.calls]
+    for made, given_back in (
+        ("cudaGraphInstantiate", "cudaGraphDestroy"),
+        ("cudaGraphInstantiate", "cudaGraphExecDestroy"),
+        ("cudaEventCreate", "cudaEventDestroy"),
+        ("cudaStreamCreateWithFlags", "cudaStreamDestroy"),
+    ):
+        assert asked.count(made) == asked.count(given_back) > 0
     with pytest.raises(IndexError):  # to plan would fill the pixels, which are given back
         planner.pipeline.encode(Timings())
 
@@ -183,6 +197,53 @@ def test_shapes_that_contradict_each_other_are_an_error_of_ours(bundle, built, m
     monkeypatch.setattr(built.trt.IExecutionContext, "infer_shapes", infer)
     with pytest.raises(BackendError, match=r"vision \(only\): infer_shapes error code: -1: .*; build eng"):
         Pipeline(bundle, TensorRtBackend(bundle))
+
+
+@pytest.mark.parametrize(
+    "member,gives,message",
+    [
+        ("ICudaEngine.create_execution_context", None, r"no execution context; \d+ of 1024 .*: too little"),
+        ("IExecutionContext.set_optimization_profile_async", False, "profile 0: TensorRT refuses it: too"),
+        ("IExecutionContext.set_input_shape", False, r"pixel_values \[6, 3, .*\]: TensorRT refuses it: too"),
+        ("IExecutionContext.set_tensor_address", False, "pixel_values: TensorRT refuses it: too little"),
+        ("IExecutionContext.infer_shapes", ["features"], "TensorRT cannot tell the shape of features"),
+        ("IExecutionContext.get_tensor_shape", (1, 2), r"TensorRT infers \[1, 2\] for features"),
+        ("IExecutionContext.execute_async_v3", False, "cannot be queued: .*too little"),
+    ],
+)
+def test_what_tensorrt_refuses_is_said_with_its_own_words(bundle, built, monkeypatch, member, gives, message):
+    def refuse(*given, **keywords):
+        log = [given[0] for name, given, _ in built.calls if name == "Runtime.__init__"][-1]
+        log.log(built.trt.ILogger.Severity.ERROR, "too\nlittle")
+        return gives
+
+    cls, name = member.split(".")
+    monkeypatch.setattr(getattr(built.trt, cls), name, refuse)
+    with pytest.raises(BackendError, match=r"vision \(only\):? " + message) as caught:
+        Pipeline(bundle, TensorRtBackend(bundle))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tensorrt_that_gives_nothing_says_where_to_look(bundle, built, monkeypatch):
+    def nothing(*given):
+        raise TypeError("factory function returned nullptr")  # as the bindings put it
+
+    for cls, use in (
+        ("Runtime", lambda: TensorRtBackend(bundle)),
+        ("Builder", lambda: build_engines(bundle, BuildOptions(), overwrite=True)),
+    ):
+        monkeypatch.setattr(getattr(built.trt, cls), "__init__", nothing)
+        with pytest.raises(BackendError, match=rf"gives no {cls.lower()}: .*nvidia-smi"):
+            use()
+
+
+@pytest.mark.parametrize("dtype,said", [("HALF", "float16"), ("BF16", "bfloat16"), ("INT8", "None")])
+def test_an_engine_of_other_types_is_refused(bundle, built, monkeypatch, dtype, said):
+    found = getattr(built.trt.DataType, dtype)
+    monkeypatch.setattr(built.trt.ICudaEngine, "get_tensor_dtype", lambda *given: found)
+    has = rf"vision.engine: tensor pixel_values is \('input', '?{said}'?\), the bundle has"
+    with pytest.raises(BackendError, match=has):
+        TensorRtBackend(bundle)
 
 
 def test_a_capture_that_fails_does_not_ask_for_a_restart(bundle, built, monkeypatch):
@@ -227,7 +288,11 @@ def test_compatible_engines_may_come_from_elsewhere(bundle, built):
         content["multiprocessors"] = 84
         content["options"] |= {"version_compatible": True, "hardware_compatible": True}
         path.write_text(json.dumps(content))
+    built.calls.clear()
     TensorRtBackend(bundle)
+    asked = [name for name, *_ in built.calls]
+    allowed = asked.index("Runtime.engine_host_code_allowed")  # such engines bring code of their own
+    assert allowed < asked.index("Runtime.deserialize_cuda_engine")
     folder = path.parent.rename(path.parent.with_name("tensorrt-ampere-plus"))
     TensorRtBackend(bundle)
     path = folder / path.name
@@ -235,6 +300,27 @@ def test_compatible_engines_may_come_from_elsewhere(bundle, built):
     path.write_text(json.dumps(content))
     with pytest.raises(BackendError, match=r"built for TensorRT 10\.8\.0, here it is 10\.3\.0"):
         TensorRtBackend(bundle)
+
+
+def test_compatibility_has_its_limits(bundle, built):
+    folder = find_engines(bundle, Gpu("Double", "8.7", 16))
+    record = read_record(folder, "vision", "build again").model_copy(
+        update={"options": BuildOptions(version_compatible=True, hardware_compatible=True)}
+    )
+    ampere, turing = Gpu("A", "8.6", 84), Gpu("T", "7.5", 40)
+    require_fit(record, folder, bundle, ampere, "10.13.3")
+    with pytest.raises(BackendError, match=r"built for TensorRT 10\.3\.0, here it is 11\.4\.0"):
+        require_fit(record, folder, bundle, ampere, "11.4.0")
+    with pytest.raises(BackendError, match=r"compute capability 8\.0 or newer, here it is 7\.5"):
+        require_fit(record, folder, bundle, turing, "10.3.0")
+
+
+def test_engines_of_this_gpu_are_taken_before_those_of_any(bundle, built):
+    gpu = Gpu("Double", "8.7", 16)
+    any_gpu = engine_folder(bundle, gpu, BuildOptions(hardware_compatible=True))
+    any_gpu.mkdir()
+    assert find_engines(bundle, gpu) == engine_folder(bundle, gpu, BuildOptions())
+    assert find_engines(bundle, Gpu("Other", "8.9", 128)) == any_gpu
 
 
 def test_a_truncated_engine_is_named(bundle, built):
@@ -281,9 +367,6 @@ def test_a_profile_that_is_missing_or_of_other_shapes_is_named(bundle, built, mi
 
 
 def test_too_little_device_memory_is_named_with_the_figures(bundle, make_double):
-    from engines.tensorrt.build import build_engines
-    from engines.tensorrt.engine_files import BuildOptions
-
     double = make_double(bundle, memory=200_000)
     build_engines(bundle, BuildOptions())
     figures = r"allocating \d+\.\d MiB \(0 of 0 MiB were free, .* holds \d+\.\d MiB"

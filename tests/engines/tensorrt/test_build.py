@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from engines.tensorrt.build import build_engines
+from engines.tensorrt.cuda import Gpu
 from engines.tensorrt.engine_files import BuildOptions, engine_folder
 from vla_autoprune.errors import BackendError
 
@@ -124,6 +125,40 @@ def test_a_refused_profile_is_named(bundle, make_double):
         build_engines(bundle, BuildOptions())
 
 
+def test_an_input_taken_for_a_shape_is_named(bundle, make_double):
+    make_double(bundle).shape_tensor = "past_length"
+    with pytest.raises(BackendError, match=r"stage_00: TensorRT takes past_length for a shape"):
+        build_engines(bundle, BuildOptions())
+
+
+def test_a_graph_the_builder_gives_up_is_named(bundle, make_double, monkeypatch):
+    double = make_double(bundle)
+    monkeypatch.setattr(double.trt.Builder, "build_serialized_network", lambda *given: None)
+    with pytest.raises(BackendError, match=r"cannot build vision: TensorRT gave no reason; if memory"):
+        build_engines(bundle, BuildOptions())
+
+
+@pytest.mark.parametrize("member", ["create_timing_cache", "set_timing_cache"])
+def test_timings_of_another_gpu_or_tensorrt_are_replaced(bundle, make_double, monkeypatch, member):
+    """TensorRT makes no cache of bytes it does not know, and attaches none of another device."""
+    double = make_double(bundle)
+    config = double.trt.IBuilderConfig
+    real = getattr(config, member)
+
+    def refuse(self, given, **keywords):
+        content = given if isinstance(given, bytes) else given.__dict__["_content"]
+        if content.startswith(b"foreign"):
+            return None if member == "create_timing_cache" else False
+        return real(self, given, **keywords)
+
+    folder = engine_folder(bundle, Gpu("Double", "8.7", 16), BuildOptions())
+    folder.mkdir(parents=True)
+    (folder / "timing.cache").write_bytes(b"foreign")
+    monkeypatch.setattr(config, member, refuse)
+    assert build_engines(bundle, BuildOptions()).folder == folder
+    assert (folder / "timing.cache").read_bytes() == b"+" * len(bundle.graphs)
+
+
 def test_a_machine_without_tensorrt_or_gpu_says_how_to_get_them(bundle, make_double, monkeypatch):
     double = make_double(bundle)
     error = double.gpu.runtime.cudaError_t.cudaErrorNoDevice
@@ -145,7 +180,5 @@ def test_a_tensorrt_that_is_too_old_is_named(bundle, make_double, monkeypatch):
 
 
 def test_folders_are_named_after_the_gpu(bundle):
-    from engines.tensorrt.cuda import Gpu
-
     gpu = Gpu("NVIDIA GeForce RTX 4090", "8.9", 128)
     assert engine_folder(bundle, gpu, BuildOptions()).name == "tensorrt-nvidia-geforce-rtx-4090-sm89-128mp"
