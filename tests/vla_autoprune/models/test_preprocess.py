@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -78,6 +79,17 @@ def test_images_are_decoded_to_four_times_the_towers_size_where_areas_are_averag
     assert steps.reduction(900, 1600) == steps.reduction(1600, 1200) == 1  # refused, by their own size
     assert steps.model_copy(update={"aspect_ratio": None}).reduction(900, 1600) == 2
     assert steps.model_copy(update={"resample": "bicubic"}).reduction(1600, 900) == 1
+
+
+@pytest.mark.parametrize("size", [(1600, 900), (1599, 901), (7680, 4320)])
+def test_areas_of_large_images_are_averaged_in_two_steps_to_almost_the_same_grey_level(size):
+    steps = Preprocessing(**PLAIN, width=96, height=96)
+    width, height = size
+    image = np.random.default_rng(0).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    image = image.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
+    at_once = cv2.resize(image, (96, 96), interpolation=cv2.INTER_AREA).transpose(2, 0, 1) / 255
+    assert steps.reduction(*size) > 1
+    assert np.abs(steps.apply({"CAM_FRONT": image})[0] - at_once).max() <= 1.01 / 255
 
 
 def test_rounding_up_makes_no_image_one_that_is_refused():
