@@ -1,8 +1,8 @@
 """What images cost on their way to the vision tower, and what decoding them in part does to plans.
 
-    python benchmarks/image_input.py filters
-    python benchmarks/image_input.py reduction --bundle out/demo/bundle --data out/synth --frames 120
-    python benchmarks/image_input.py reduction --bundle out/demo/bundle --data out/synth --enlarge 2
+python benchmarks/image_input.py filters
+python benchmarks/image_input.py reduction --bundle out/demo/bundle --data out/synth --frames 120
+python benchmarks/image_input.py reduction --bundle out/demo/bundle --data out/synth --enlarge 2
 """
 
 from __future__ import annotations

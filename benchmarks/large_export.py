@@ -194,9 +194,7 @@ def markdown(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
             f"{row['imports_gib']:.2f} | {row['export_peak_gib']:.2f} | {beyond:.2f} | {checked} | {error} | "
             f"{row['seconds']['total']:.0f} |"
         )
-    met = all(
-        row["export_peak_gib"] - row["largest_stage_gib"] <= ALLOWED_BEYOND_STAGE_GIB for row in rows
-    )
+    met = all(row["export_peak_gib"] - row["largest_stage_gib"] <= ALLOWED_BEYOND_STAGE_GIB for row in rows)
     lines += ["", f"- {'met' if met else '**not met**'}: peak at most the largest stage plus 2 GiB"]
     return "\n".join(lines) + "\n"
 

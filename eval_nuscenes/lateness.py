@@ -37,7 +37,7 @@ def late_waypoints(waypoints_in_ego: ArrayLike, ego: EgoState, latency_ms: float
     since_arrival = times - latency_s
     knots = np.concatenate([[0.0], times])
     x, y, heading = (np.interp(since_arrival, knots, column) for column in plan.T)
-    (start_x, start_y, turned), = _gone_on(ego, np.array([latency_s]))
+    ((start_x, start_y, turned),) = _gone_on(ego, np.array([latency_s]))
     cos, sin = np.cos(turned), np.sin(turned)
     carried_out = np.column_stack(
         [start_x + cos * x - sin * y, start_y + sin * x + cos * y, turned + heading]

@@ -433,9 +433,7 @@ def bird_eye_plot(summary: EvaluationSummary, scenes: Sequence[SceneView]) -> st
 def _compared(summary: EvaluationSummary) -> list[VariantSummary]:
     """Unpruned, the leanest of each policy, the references; or the predictions files."""
     leanest = {
-        (variant.kind, variant.bundle): variant.name
-        for variant in summary.variants
-        if variant.kind in PRUNED
+        (variant.kind, variant.bundle): variant.name for variant in summary.variants if variant.kind in PRUNED
     }
     rows = [
         variant
@@ -469,5 +467,3 @@ def _interval_text(bucket: Bucket) -> str:
 
 def _figure(figure: Any) -> str:
     return f'<div class="plot">{svg(figure)}</div>'
-
-

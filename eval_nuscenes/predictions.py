@@ -488,9 +488,7 @@ def _own(path: Path, document: dict[str, Any]) -> _Found:
             "plans"
         )
     plans = [(entry.token, entry.waypoints) for entry in file.predictions]
-    latencies = {
-        entry.token: entry.latency_ms for entry in file.predictions if entry.latency_ms is not None
-    }
+    latencies = {entry.token: entry.latency_ms for entry in file.predictions if entry.latency_ms is not None}
     return _Found(FORMAT, file.frame, list(plans), latencies)
 
 
@@ -539,5 +537,3 @@ def _token_map(document: Any) -> _Found | None:
 
 def _token(name: object) -> str:
     return str(name).removesuffix("_trajectory")
-
-

@@ -72,9 +72,7 @@ class _Replica:
             frame = run.split[indices[0]].frame(run.cameras, run.reduction)
             warm_variants(frame, run.variants, self._warm_up)
             self._warm = True
-        return [
-            plan_sample(run.split, index, run.variants, run.cameras, run.reduction) for index in indices
-        ]
+        return [plan_sample(run.split, index, run.variants, run.cameras, run.reduction) for index in indices]
 
 
 @dataclass

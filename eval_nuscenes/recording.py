@@ -311,5 +311,3 @@ def _road_users(view: RecordedSample) -> Iterable[tuple[str, FloatArray, tuple[f
 def _rgb(colour: str) -> tuple[int, int, int]:
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return red, green, blue
-
-

@@ -453,9 +453,7 @@ def _number(value: Interval, factor: float) -> str:
     return "–" if value.mean is None else f"{value.mean * factor:.2f}"
 
 
-def _worst_figures(
-    view: WorstView, summary: EvaluationSummary, recipes: Mapping[str, PruningRecipe]
-) -> str:
+def _worst_figures(view: WorstView, summary: EvaluationSummary, recipes: Mapping[str, PruningRecipe]) -> str:
     sample, record = view.scene.sample, view.scene.record
     example = pruned_example(summary.variants) or summary.variants[0]
     name, recipe = example.name, recipes.get(example.bundle)

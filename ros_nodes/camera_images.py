@@ -187,9 +187,7 @@ class CameraImages:
 
     def _replacement(self, camera: str, stamp_ns: int, error: InputError) -> tuple[Image, str]:
         if camera == self.anchor or self.missing == "refuse":
-            raise InputError(
-                f"{error}; {self._way_out(camera)}"
-            ) from error
+            raise InputError(f"{error}; {self._way_out(camera)}") from error
         if self.missing == "black":
             return self._black, "black"
         last = self._last.get(camera)

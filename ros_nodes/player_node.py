@@ -308,9 +308,7 @@ def _between(before: Moment, after: Moment, rate_hz: float) -> Iterator[Moment]:
     gap_ns = after.stamp_ns - before.stamp_ns
     count = max(round(gap_ns / 1e9 * rate_hz), 1)
     for step in range(1, count):
-        x, y, heading, speed, yaw_rate, acceleration = (
-            ends[0] + (ends[1] - ends[0]) * step / count
-        ).tolist()
+        x, y, heading, speed, yaw_rate, acceleration = (ends[0] + (ends[1] - ends[0]) * step / count).tolist()
         motion = Motion(Pose(x, y, heading), speed, yaw_rate)
         command = after.sample.command if after.sample is not None and step == count - 1 else None
         yield Moment(before.stamp_ns + gap_ns * step // count, motion, acceleration, command=command)

@@ -60,9 +60,7 @@ def _edge_test(truth: OpenLoopTruth) -> StepTest:
     import cv2
 
     edges = np.zeros((GRID, GRID), dtype=np.uint8)
-    lines = [
-        np.clip(_to_cells(line, truth), 0, GRID - 1).astype(np.int32) for line in truth.road_edges or ()
-    ]
+    lines = [np.clip(_to_cells(line, truth), 0, GRID - 1).astype(np.int32) for line in truth.road_edges or ()]
     cv2.polylines(edges, lines, isClosed=False, color=(1,))
 
     def crosses(waypoints: Waypoints) -> Mask:

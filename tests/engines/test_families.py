@@ -60,9 +60,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_bundle_computes_what_transformers_and_the_eager_pruned_model_compute(
-    families, exported, case
-):
+def test_a_bundle_computes_what_transformers_and_the_eager_pruned_model_compute(families, exported, case):
     """Logits within 1e-4, the same greedy tokens and kept visual tokens; and TensorRT's parsers take it."""
     family, changes, options = CASES[case]
     model, bundle, backend = exported(families.configuration(family, **changes), **options)
@@ -157,9 +155,7 @@ def test_the_length_of_the_padding_changes_nothing(families, family):
         ids = np.pad(given.token_ids, (0, layout.length - tight.length), constant_values=rubbish)
         features, score, deepstack = encode_eager(model, recipe, given.pixel_values)
         bucket = recipe.buckets[1]
-        runs.append(
-            run_eager(model, recipe, bucket, ids, tight.length, features, score, deepstack=deepstack)
-        )
+        runs.append(run_eager(model, recipe, bucket, ids, tight.length, features, score, deepstack=deepstack))
     for run in runs[1:]:
         assert run.complexity == pytest.approx(runs[0].complexity, abs=1e-5)
         assert [kept.tolist() for kept in run.kept_visual] == [kept.tolist() for kept in runs[0].kept_visual]

@@ -97,9 +97,7 @@ def test_plans_are_the_same(stored_bundle):
     assert np.array_equal(plans[0].waypoints_in_ego, plans[1].waypoints_in_ego)
     assert plans[0].bucket == plans[1].bucket
     assert plans[0].complexity == pytest.approx(plans[1].complexity, abs=1e-5)
-    assert all(
-        np.array_equal(a, b) for a, b in zip(plans[0].kept_visual, plans[1].kept_visual, strict=True)
-    )
+    assert all(np.array_equal(a, b) for a, b in zip(plans[0].kept_visual, plans[1].kept_visual, strict=True))
 
 
 def test_weights_are_in_memory_once(stored_bundle):

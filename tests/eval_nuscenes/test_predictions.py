@@ -88,8 +88,10 @@ def plan(token: str = "t1", waypoints: Any = AHEAD, **more: Any) -> dict:
         ({"t1": AHEAD[:5], "t2": AHEAD * 2}, "2 faults: t1 has 5 waypoints, needed: 6, .*; t2 has 12"),
         ({"t1": [[1.0] * 4] * 6}, r"t1 has shape \[6, 4\], allowed in frame ego: \[6, 2\] or \[6, 3\]"),
         ({"t1": "I would rather wait."}, "has no waypoints in its text but 'I would rather wait.', needed"),
-        ({"t1": "PATH: [(2.0, 0.1, 0.05), (4.0, 0.2, 0.05)]"},
-         r"t1 has no waypoints in its text but '\(2.0, 0.1, 0.05\)', needed: 6 of \(x, y\)"),
+        (
+            {"t1": "PATH: [(2.0, 0.1, 0.05), (4.0, 0.2, 0.05)]"},
+            r"t1 has no waypoints in its text but '\(2.0, 0.1, 0.05\)', needed: 6 of \(x, y\)",
+        ),
         ({"t1": [[True, 0.0], *AHEAD[1:]]}, "t1 is no list of waypoints, it holds True"),
         ({"t1": [["2.0", 0.0], *AHEAD[1:]]}, "t1 is no list of waypoints, it holds '2.0'"),
         (own([plan(), plan("t2", [[2.0, False], *AHEAD[1:]])]), "t2 is no list of waypoints, it holds False"),
@@ -183,9 +185,7 @@ def test_samples_without_a_plan_are_listed_or_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("frame", ["ego", "lidar"])
-def test_the_truth_scores_zero_in_either_frame(
-    frame: str, make_drive: Callable, tmp_path: Path
-) -> None:
+def test_the_truth_scores_zero_in_either_frame(frame: str, make_drive: Callable, tmp_path: Path) -> None:
     drive = make_drive()
     truth = {
         sample.token: (sample.future_in_ego if frame == "ego" else sample.truth.waypoints).tolist()
@@ -202,9 +202,7 @@ def test_the_truth_scores_zero_in_either_frame(
 
 
 @pytest.mark.parametrize(("frame", "other"), [("ego", "lidar"), ("lidar", "ego")])
-def test_the_wrong_frame_is_noticed(
-    frame: str, other: str, make_drive: Callable, tmp_path: Path
-) -> None:
+def test_the_wrong_frame_is_noticed(frame: str, other: str, make_drive: Callable, tmp_path: Path) -> None:
     drive = make_drive()
     path = write(
         tmp_path / "plans.json",

@@ -55,8 +55,9 @@ def test_an_address_where_nothing_listens_is_told_at_once(
 ) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
-        with pytest.raises(InputError, match=f"no Ray cluster answers at --ray {address} "), RayRun(
-            address, 1, bundle_run.open
+        with (
+            pytest.raises(InputError, match=f"no Ray cluster answers at --ray {address} "),
+            RayRun(address, 1, bundle_run.open),
         ):
             pass
 
@@ -108,7 +109,8 @@ def test_a_replica_that_cannot_start_is_told(bundle_run: BundleRun) -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_more_replicas_than_processors_are_refused(bundle_run: BundleRun) -> None:
-    with pytest.raises(InputError, match=r"--replicas is 5; the Ray cluster has 2 CPUs"), RayRun(
-        "local", 5, bundle_run.open
+    with (
+        pytest.raises(InputError, match=r"--replicas is 5; the Ray cluster has 2 CPUs"),
+        RayRun("local", 5, bundle_run.open),
     ):
         pass

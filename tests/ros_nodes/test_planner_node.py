@@ -244,9 +244,7 @@ def offline(stored_bundle) -> Planner:
 
 def planned(offline: Planner, seed: int, command: Command = Command.LEFT, **images: bytes) -> Any:
     """The plan of the same frame without ROS."""
-    contents = {
-        camera: images.get(camera, jpeg(10 * seed + index)) for index, camera in enumerate(CAMERAS)
-    }
+    contents = {camera: images.get(camera, jpeg(10 * seed + index)) for index, camera in enumerate(CAMERAS)}
     ego = EgoState(SPEED_MPS, ACCELERATION_MPS2, YAW_RATE_RPS)
     return offline.plan(Frame({c: decode_image(data, c) for c, data in contents.items()}, ego, command))
 

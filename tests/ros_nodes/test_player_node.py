@@ -47,9 +47,7 @@ def test_it_plays_the_chosen_scene_as_it_is_and_ends(bench, data_root) -> None:
         for camera in CAMERAS
     }
     odometry = bench.listen(Odometry, topics.ODOMETRY, topics.sensor_qos(depth=500))
-    acceleration = bench.listen(
-        AccelWithCovarianceStamped, topics.ACCELERATION, topics.sensor_qos(depth=500)
-    )
+    acceleration = bench.listen(AccelWithCovarianceStamped, topics.ACCELERATION, topics.sensor_qos(depth=500))
     commands = bench.listen(String, topics.COMMAND, topics.latched_qos())
     truths = bench.listen(PathMessage, topics.TRUTH_PATH, topics.record_qos())
     player = bench.start(

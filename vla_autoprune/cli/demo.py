@@ -36,15 +36,15 @@ def demo(
     started = time.monotonic()
     world, bundle, frame = out / "world", out / "bundle", out / "frame"
     report = out / "evaluation" / "report.html"
-    _run("a small driving world, in nuScenes format", "synth", "--out", world, "--scenes", scenes,
-         "--overwrite")
+    written = (f"--out={world}", f"--scenes={scenes}", "--overwrite")
+    _run("a small driving world, in nuScenes format", "synth", *written)
     _run("the shipped model as a bundle of static stages", "export", bundle)
     ego = _lay_out_frame(world, frame)
     budget = middle_budget(read_recipe(bundle / RECIPE))
-    _run(f"one frame, {budget:.0%} of the visual tokens", "predict", bundle, "--images", frame, *ego,
-         "--budget", budget, "--out", out / "predict")
-    _run("pruned against unpruned", "evaluate", bundle, "--data", world, "--limit", limit,
-         "--out", report.parent)
+    seen = (f"--images={frame}", *ego, f"--budget={budget:g}", f"--out={out / 'predict'}")
+    _run(f"one frame, {budget:.0%} of the visual tokens", "predict", bundle, *seen)
+    driven = (f"--data={world}", f"--limit={limit}", f"--out={report.parent}")
+    _run("pruned against unpruned", "evaluate", bundle, *driven)
     console = Console(soft_wrap=True)
     console.print(f"\nall of it took {time.monotonic() - started:.0f} s")
     console.print(f"picture of one plan: {out / 'predict' / 'picture.png'}", markup=False, highlight=False)

@@ -275,9 +275,7 @@ def evaluate(
             result,
             recipes,
             report.scene_views(*shown, example.name),
-            ()
-            if run is None
-            else report.token_views(samples, planned.records, compared, cameras, reduction),
+            () if run is None else report.token_views(samples, planned.records, compared, cameras, reduction),
             report.worst_views(*shown, example, cameras, reduction),
         )
         progress.update(task, total=1, completed=1)
@@ -391,9 +389,7 @@ def _require_a_plan(records: Sequence[SampleRecord], variant: str, path: Path) -
         )
 
 
-def _finish(
-    planning: Iterable[SampleRecord], samples: NuScenesSplit, log: PlanLog, console: Console
-) -> None:
+def _finish(planning: Iterable[SampleRecord], samples: NuScenesSplit, log: PlanLog, console: Console) -> None:
     """Plan what is left. A model that answers with no plan is told soon, not after hours."""
     unpruned, failed = log.key.variants[0], 0
     left = [token for token in samples.tokens if token not in log.records]

@@ -111,9 +111,7 @@ def predict(
     _print(plan, loaded.kv_mib(loaded.recipe.bucket(FULL)), out)
 
 
-def read_images(
-    folder: Path, cameras: Sequence[str], reduction: Reduction | None = None
-) -> dict[str, Any]:
+def read_images(folder: Path, cameras: Sequence[str], reduction: Reduction | None = None) -> dict[str, Any]:
     """The image file of every camera in a folder.
 
     A file belongs to a camera when its name is the camera's, or holds it between double underscores as

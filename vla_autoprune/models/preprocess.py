@@ -18,7 +18,7 @@ from vla_autoprune.frame import CAMERAS, Image
 ASPECT_TOLERANCE = 0.05
 
 REDUCED_TO = 4.0
-"""Times the tower's input that an image reduced beforehand still has, in both directions; at 2 plans change."""
+"""Times the tower's input that a reduced image still has, in both directions; at 2 plans change."""
 
 _ANEW = "train the model or export the bundle anew with vla-autoprune"
 
@@ -93,7 +93,7 @@ class Preprocessing(BaseModel):
                 pixels[index, channel] -= np.float32(self.mean[channel] / self.std[channel])
 
     def reduction(self, width: int, height: int) -> int:
-        """By what a JPEG's decoder, or a first step here, may divide an image before it gets the tower's size.
+        """By what a JPEG's decoder or a first step may divide an image before it gets the tower's size.
 
         Means of areas hardly tell whether they were taken in one step or two. Filters are asked for because
         pixels shall be those of training, so images that they resize are decoded whole. So are images that
@@ -127,7 +127,10 @@ class Preprocessing(BaseModel):
         height, width = image.shape[:2]
         divisor = self.reduction(width, height)
         if divisor > 1 and width % divisor == height % divisor == 0:
-            size = (width // divisor, height // divisor)  # whole pixels first is quicker, and rounds once more
+            size = (
+                width // divisor,
+                height // divisor,
+            )  # whole pixels first is quicker, and rounds once more
             image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         if self.fit == "crop":
             image = _middle(image, self.width / self.height)

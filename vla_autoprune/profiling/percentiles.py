@@ -52,9 +52,7 @@ def missing_percentiles(count: int) -> str:
     return f"{count} frames per bucket are too few: {', '.join(missing)}" if missing else ""
 
 
-def median_ratio(
-    base: Sequence[float], other: Sequence[float], paired: bool = False, seed: int = 0
-) -> Ratio:
+def median_ratio(base: Sequence[float], other: Sequence[float], paired: bool = False, seed: int = 0) -> Ratio:
     """Median of `other` over the median of `base`, with a 95 % interval.
 
     What disturbs a machine lasts longer than a frame, so that neighbours are alike: whole runs of

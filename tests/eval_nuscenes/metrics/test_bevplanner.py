@@ -39,9 +39,7 @@ def test_an_edge_before_and_a_vehicle_later_are_told_apart() -> None:
     forward = np.stack([np.zeros(6), 4.0 * np.arange(1, 7)], axis=1).astype(np.float32)
     edge = np.stack([np.linspace(-3, 3, 20), np.full(20, 8.0)], axis=1)
     parked = TrackedBox(0.0, 26.0, 4.0, 2.0, np.pi / 2, "vehicle.car", "parked")
-    truth = OpenLoopTruth(
-        AWAY, (True,) * 7, ((parked,),) * 7, rear_axle_waypoints=AWAY, road_edges=(edge,)
-    )
+    truth = OpenLoopTruth(AWAY, (True,) * 7, ((parked,),) * 7, rear_axle_waypoints=AWAY, road_edges=(edge,))
     score = PROTOCOLS["bevplanner"].scorer(truth)(forward)
     assert score.intersection == (1.0, 1.0, 1.0)
     assert score.collision == (0.0, 0.0, 1.0)

@@ -33,9 +33,7 @@ Case = dict[str, Any]
 @pytest.fixture(scope="module")
 def cases(golden_dir: Path) -> list[Case]:
     plain = golden_dir / "nuscenes" / "openloop_cases.json"
-    content = (
-        plain.read_bytes() if plain.is_file() else gzip.decompress(Path(f"{plain}.gz").read_bytes())
-    )
+    content = plain.read_bytes() if plain.is_file() else gzip.decompress(Path(f"{plain}.gz").read_bytes())
     return json.loads(content)["cases"]
 
 
@@ -169,6 +167,7 @@ def test_a_truth_without_what_a_protocol_needs_is_refused(
     truth = replace(truth_of(cases[0]), **{missing: None})
     with pytest.raises(InputError, match=message):
         PROTOCOLS["bevplanner"].scorer(truth)
+
 
 def test_only_bevplanner_needs_a_map(cases: list[Case]) -> None:
     truth = replace(truth_of(cases[0]), road_edges=None, rear_axle_waypoints=None)
