@@ -127,11 +127,9 @@ class Preprocessing(BaseModel):
         height, width = image.shape[:2]
         divisor = self.reduction(width, height)
         if divisor > 1 and width % divisor == height % divisor == 0:
-            size = (
-                width // divisor,
-                height // divisor,
-            )  # whole pixels first is quicker, and rounds once more
-            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            # Whole pixels first: quicker, and rounds once more.
+            reduced = (width // divisor, height // divisor)
+            image = cv2.resize(image, reduced, interpolation=cv2.INTER_AREA)
         if self.fit == "crop":
             image = _middle(image, self.width / self.height)
         if image.shape[:2] != (self.height, self.width):
