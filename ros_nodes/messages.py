@@ -64,24 +64,11 @@ def path_message(plan: Plan, stamp_ns: int, frame_id: str = "base_link") -> Path
     Raises:
         PlanError: a waypoint is not finite; nothing that could be published is returned.
     """
-    from geometry_msgs.msg import PoseStamped
-    from nav_msgs.msg import Path
-
     if not np.isfinite(plan.waypoints_in_ego).all():
         row = int(np.flatnonzero(~np.isfinite(plan.waypoints_in_ego).all(axis=1))[0])
         raise PlanError(f"waypoint {row} is {plan.waypoints_in_ego[row].tolist()}; a path must be finite")
-    path = Path()
-    path.header.stamp = time_message(stamp_ns)
-    path.header.frame_id = frame_id
-    for (x, y, heading), due_s in zip(plan.waypoints_in_ego.tolist(), plan.times_s, strict=True):
-        pose = PoseStamped()
-        pose.header.stamp = time_message(stamp_ns + round(due_s * NANOSECONDS))
-        pose.header.frame_id = frame_id
-        pose.pose.position.x = x
-        pose.pose.position.y = y
-        pose.pose.orientation = quaternion_of_heading(heading)
-        path.poses.append(pose)
-    return path
+    due_ns = np.array([stamp_ns + round(due_s * NANOSECONDS) for due_s in plan.times_s], dtype=np.int64)
+    return trajectory_message(Trajectory(stamp_ns, frame_id, due_ns, plan.waypoints_in_ego))
 
 
 def trajectory_message(trajectory: Trajectory) -> Path:
